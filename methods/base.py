@@ -1,0 +1,171 @@
+"""What a fine-tuning method is: the contracts between the plugins and the harness.
+
+A plugin is one class whose fields are the method's parameters, with the paper's values as defaults.
+:class:`SamMethod` puts its parts into a frozen SAM (``adapt``); a complete model overrides ``build``.
+The harness sees :class:`Model` only and never asks which method it is.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar, NamedTuple
+
+import torch
+from pydantic import BaseModel, ConfigDict
+from torch import Tensor, nn
+
+from bench.registry import Registry
+
+if TYPE_CHECKING:
+    from methods.sam.model import SamSegmenter
+
+registry: Registry[Method] = Registry(
+    "method", package="methods", folder=Path(__file__).parent, entry_points="sam_peft_bench.methods"
+)
+register = registry.register
+
+TaskLoss = Callable[[Tensor, Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a method is built for.
+
+    Attributes:
+        num_classes: 1 for binary masks, else the number of classes including the background.
+        image_size: side of the square input in pixels, a multiple of the patch size.
+        backbone: a size of SAM, a key of ``methods.sam.SIZES``.
+        checkpoint: "auto" (the official one of this size), "none" (random weights), an official name, or a path.
+        seed: fixes the initial values of the parts a method adds.
+    """
+
+    num_classes: int = 1
+    image_size: int = 1024
+    backbone: str = "vit_h"
+    checkpoint: str = "auto"
+    seed: int = 0
+
+
+class Embedding(NamedTuple):
+    """What an encoder hands to its decoder.
+
+    Attributes:
+        features: (B, C, h, w).
+        aux_losses: unweighted auxiliary losses by name, each (B,).
+        expert_counts: (B, layers, experts), how often each expert was chosen; None without a router.
+    """
+
+    features: Tensor
+    aux_losses: dict[str, Tensor]
+    expert_counts: Tensor | None = None
+
+
+@dataclass
+class Output:
+    """A model's answer to a batch of B images.
+
+    Attributes:
+        masks: logits at the input's size, (B, 1, H, W); with mask queries (B, N, H, W).
+        classes: class logits of the mask queries, (B, N, K + 1); None for binary masks.
+        aux_losses: unweighted auxiliary losses by name, each (B,).
+        expert_counts: (B, layers, experts) or None.
+    """
+
+    masks: Tensor
+    classes: Tensor | None = None
+    aux_losses: dict[str, Tensor] = field(default_factory=dict)
+    expert_counts: Tensor | None = None
+
+
+class Model(nn.Module, abc.ABC):
+    """A trainable segmentation model; only parameters that require a gradient are trained and saved.
+
+    Attributes:
+        encoder_constant: the embedding of an image never changes in training, so it may be cached.
+        backbone_needs_grad: gradients flow through the backbone; False lets it run without a graph.
+        aux_weights: weight of each auxiliary loss, by its name; an absent name weighs nothing.
+    """
+
+    encoder_constant: bool = False
+    backbone_needs_grad: bool = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.aux_weights: dict[str, float] = {}
+
+    @abc.abstractmethod
+    def encode(self, images: Tensor, keys: Tensor | None = None) -> Embedding:
+        """Embed images, (B, 3, H, W) in 0..255; the model normalises them.
+
+        Args:
+            images: uint8 or float.
+            keys: (B,) int64, one key an image from which everything random in this forward pass derives
+                (see ``methods.randomness``), so that neither batching nor resuming changes a draw.
+        """
+
+    @abc.abstractmethod
+    def decode(self, embedding: Embedding) -> Output:
+        """Turn an embedding into mask logits at the input's size."""
+
+    def forward(self, images: Tensor, keys: Tensor | None = None) -> Output:
+        """``decode(encode(images))``."""
+        return self.decode(self.encode(images, keys))
+
+    def targets(self, masks: Tensor) -> Tensor:
+        """Class indices (B, H, W) uint8 -> what ``loss`` compares with: (B, 1, H, W) floats in {0, 1}."""
+        return (masks == 1).unsqueeze(1).float()
+
+    def loss(self, output: Output, target: Tensor, task_loss: TaskLoss) -> Tensor:
+        """Task loss plus weighted auxiliary losses, one value an image, (B,)."""
+        loss = task_loss(output.masks, target)
+        for name, value in output.aux_losses.items():
+            loss = loss + self.aux_weights.get(name, 0.0) * value
+        return loss
+
+    def probabilities(self, output: Output) -> Tensor:
+        """Foreground probabilities (B, H, W), float32."""
+        return output.masks[:, 0].float().sigmoid()
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained, by name: what an adapter file holds."""
+        return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def count(self) -> dict[str, int]:
+        """Numbers of parameters: ``trainable`` and ``total``."""
+        sizes = [(p.numel(), p.requires_grad) for p in self.parameters()]
+        return {"trainable": sum(n for n, trained in sizes if trained), "total": sum(n for n, _ in sizes)}
+
+
+class Method(BaseModel, abc.ABC):
+    """A method with its parameters: an immutable, validated value that builds models."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    name: ClassVar[str]
+    title: ClassVar[str]
+    version: ClassVar[int] = 1
+
+    @abc.abstractmethod
+    def build(self, context: Context) -> Model:
+        """A model ready to train, on the CPU, with ``requires_grad`` set on exactly what it trains."""
+
+
+class SamMethod(Method):
+    """A method that changes a frozen SAM; the decoder stays trainable unless ``adapt`` says otherwise."""
+
+    @abc.abstractmethod
+    def adapt(self, sam: SamSegmenter, context: Context) -> None:
+        """Fill the slots of ``sam``'s blocks with this method's trainable parts."""
+
+    def build(self, context: Context) -> Model:
+        from methods.sam.build import build_segmenter
+
+        sam = build_segmenter(context)
+        # The parts a method adds depend on the cell's seed alone, not on what was drawn before them.
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            self.adapt(sam, context)
+        return sam

@@ -1,0 +1,97 @@
+"""From a name and parameters to a method, and several methods put into one SAM."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, ClassVar
+
+from pydantic import ValidationError
+
+from methods.base import Context, Method, SamMethod, registry
+
+
+class ParameterError(ValueError):
+    """A parameter that a method does not take, or a value it refuses; the message lists what it takes."""
+
+
+def create(name: str, parameters: Mapping[str, Any] | None = None) -> Method:
+    """The method ``name`` with ``parameters``; what is not given keeps the paper's value.
+
+    ``"a+b"`` adapts one SAM with ``a``, then with ``b``; parameters of ``b`` are written ``b.parameter``,
+    those without a prefix belong to the first method.
+
+    Raises:
+        bench.registry.UnknownName: no such method.
+        ParameterError: an unknown parameter or a value out of range.
+    """
+    names = name.split("+")
+    if len(names) == 1:
+        return _create_one(name, dict(parameters or {}))
+    return Composition(parts=tuple(_create_one(n, own) for n, own in _distribute(names, parameters or {}).items()))
+
+
+def _distribute(names: list[str], parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    shares: dict[str, dict[str, Any]] = {n: {} for n in names}
+    if len(shares) != len(names):
+        raise ParameterError(f"a composition names each method once, not {'+'.join(names)!r}")
+    for label, value in parameters.items():
+        owner, _, parameter = label.rpartition(".")
+        if owner and owner not in shares:
+            raise ParameterError(f"parameter {label!r}: {owner!r} is no part of {'+'.join(names)!r}")
+        shares[owner or names[0]][parameter] = value
+    return shares
+
+
+def _create_one(name: str, parameters: dict[str, Any]) -> Method:
+    cls = registry[name]
+    # TOML and the command line know lists only; fields of immutable values are tuples.
+    parameters = {k: tuple(v) if isinstance(v, list) else v for k, v in parameters.items()}
+    try:
+        return cls(**parameters)
+    except ValidationError as error:
+        raise ParameterError(describe(error, f"method {name!r}", cls.model_fields)) from None
+
+
+def describe(error: ValidationError, owner: str, fields: Mapping[str, Any]) -> str:
+    """A validation error in one line an item: which parameter, which value, what was allowed."""
+    lines = []
+    for item in error.errors():
+        where = ".".join(map(str, item["loc"])) or "parameters"
+        if item["type"] == "extra_forbidden":
+            lines.append(f"{owner} takes no parameter {where!r}; it takes: {', '.join(fields) or 'none'}")
+        else:
+            lines.append(f"{owner}, parameter {where} = {item['input']!r}: {item['msg']}")
+    return "\n".join(lines)
+
+
+class Composition(SamMethod):
+    """Several methods in one SAM, applied in order."""
+
+    title: ClassVar[str] = "composition"
+    parts: tuple[SamMethod, ...]
+
+    @cached_property
+    def name(self) -> str:  # type: ignore[override]
+        """The parts' names joined by "+"."""
+        return "+".join(part.name for part in self.parts)
+
+    def adapt(self, sam, context: Context) -> None:
+        for part in self.parts:
+            part.adapt(sam, context)
+
+
+def parameters_of(method: Method, *, changed_only: bool = False) -> dict[str, Any]:
+    """A method's parameters as plain values, parts prefixed; ``changed_only`` leaves the defaults out."""
+    if not isinstance(method, Composition):
+        return method.model_dump(mode="json", exclude_defaults=changed_only)
+    first, *rest = method.parts
+    own = parameters_of(first, changed_only=changed_only)
+    return own | {
+        f"{part.name}.{k}": v for part in rest for k, v in parameters_of(part, changed_only=changed_only).items()
+    }
+
+
+def version_of(method: Method) -> int | list[int]:
+    """The plugin's version, for a composition the list of its parts'."""
+    return [part.version for part in method.parts] if isinstance(method, Composition) else method.version

@@ -1,0 +1,154 @@
+"""Conv-LoRA (Zhong et al. 2024, arXiv:2401.17868): LoRA with a mixture of multi-scale convolutions inside.
+
+Between LoRA's two matrices a router sends each map of rank-r features to one convolution that works at
+its own scale. Defaults follow AutoGluon's release, from which the printed numbers come:
+y = base(x) + (alpha / r) B (z + E_chosen(z)), z = A x, with the expert chosen per attention window.
+``variant="paper"`` follows the equations instead: no scaling, no residual z, no GELU, no floor under the
+noise, one expert an image. Added parameters on vit_h: 514,560.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, Self
+
+import torch
+from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_validator
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.base import Context, SamMethod, register
+from methods.conv_experts import ScaledConvolutions
+from methods.lora import LoRALinear
+from methods.randomness import normal
+from methods.routing import route
+from methods.sam.model import SamSegmenter
+
+NOISE_FLOOR = 1e-2  # added to the noise's deviation in the release
+BALANCE_SCALE = 1e-2  # the factor inside the released balance loss, beside the paper's weight
+
+
+class ConvLoRALinear(LoRALinear):
+    """A linear layer on feature maps with a Conv-LoRA update.
+
+    Usable alone on any vision transformer: input (..., H, W, C), where the first axis counts images and
+    every further axis before H counts maps of that image (attention windows). Parameters: ``lora_A``
+    (r, in), ``lora_B`` (out, r), ``gate`` and ``noise`` (r, E), ``experts.weight`` (E, r, r, 3, 3) and
+    ``experts.bias`` (E, r). Where nothing is chosen (one expert, or ``routing="sum"``) there is no gate.
+
+    After a call ``balance_loss`` holds the load-balancing loss per image, (B,), unweighted, or None outside
+    training, and ``expert_counts`` how many maps went to each expert, (B, E), or None without a gate.
+
+    Args:
+        base: the layer to adapt.
+        rank: channels r between A and B.
+        num_experts: E, with scales 1..E unless ``scales`` is given.
+        alpha: numerator of the update's scaling.
+        top_k: experts a map; more than one are summed with their gate weights.
+        routing: "moe" routes, "sum" adds all experts up (the paper's multi-scale variant).
+        scales: the experts' scales; their number replaces ``num_experts``.
+        gate: choose an expert per "window" (release) or per "image" (the paper's notation).
+        implementation: "explicit" resizes and convolves.
+        variant: "released" or "paper", see the module's text.
+    """
+
+    def __init__(
+        self, base: nn.Module, *, rank: int = 3, num_experts: int = 8, alpha: float = 32.0, top_k: int = 1,
+        routing: str = "moe", scales: tuple[int, ...] | None = None, gate: str = "window",
+        implementation: str = "explicit", variant: str = "released",
+    ) -> None:  # fmt: skip
+        super().__init__(base, rank=rank, alpha=alpha)
+        if implementation != "explicit":
+            raise ValueError(f"implementation {implementation!r} is unknown; allowed: 'explicit'")
+        scales = tuple(scales) if scales else tuple(range(1, num_experts + 1))
+        if not 1 <= top_k <= len(scales):
+            raise ValueError(f"top_k = {top_k} of {len(scales)} experts; allowed: 1..{len(scales)}")
+        self.released = variant == "released"
+        self.scaling = self.scaling if self.released else 1.0
+        self.top_k, self.gate_per_image = top_k, gate == "image"
+        self.experts = ScaledConvolutions(rank, scales, gelu=self.released)
+        self.routed = routing == "moe" and len(scales) > 1
+        if self.routed:
+            self.gate = nn.Parameter(torch.zeros(rank, len(scales)))
+            self.noise = nn.Parameter(torch.zeros(rank, len(scales)))
+        self.random_keys: Tensor | None = None
+        self.salt = 0
+        self.balance_loss: Tensor | None = None
+        self.expert_counts: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        *lead, height, width, _ = x.shape if x.dim() > 3 else (1, *x.shape)
+        low = F.linear(x, self.lora_A)
+        maps = low.reshape(lead[0], -1, height, width, low.shape[-1]).movedim(-1, 2)
+        mixed = self._mix(maps)
+        if self.released:
+            mixed = mixed + maps
+        mixed = mixed.movedim(2, -1).reshape(low.shape)
+        return self.base(x) + self.scaling * F.linear(mixed, self.lora_B)
+
+    def _mix(self, maps: Tensor) -> Tensor:
+        """The experts' answer to maps (B, S, r, H, W), same shape."""
+        flat = maps.flatten(0, 1)
+        if not self.routed:
+            return self.experts.summed(flat).view_as(maps)
+        chosen, weights = self._choose(maps)
+        return self.experts.routed(flat, chosen.flatten(0, 1), weights.flatten(0, 1)).view_as(maps)
+
+    def _choose(self, maps: Tensor) -> tuple[Tensor, Tensor]:
+        """Experts and weights, each (B, S, k); leaves balance loss and counts on the layer."""
+        axes = (1, 3, 4) if self.gate_per_image else (3, 4)
+        # Routing decisions hang on small differences: always in float32.
+        with torch.autocast(maps.device.type, enabled=False):
+            pooled = maps.float().mean(axes)
+            pooled = pooled[:, None] if self.gate_per_image else pooled
+            clean, deviation, noise = pooled @ self.gate, None, None
+            if self.training:
+                deviation = F.softplus(pooled @ self.noise) + (NOISE_FLOOR if self.released else 0.0)
+                noise = self._draw(clean)
+            routing = route(clean, deviation, noise, self.top_k)
+        self.balance_loss = None if routing.balance is None else BALANCE_SCALE * routing.balance
+        self.expert_counts = routing.counts
+        spread = (-1, maps.shape[1], -1)
+        return routing.chosen.expand(spread), routing.weights.expand(spread)
+
+    def _draw(self, like: Tensor) -> Tensor:
+        if self.random_keys is None:
+            return torch.randn_like(like)
+        return normal(self.random_keys.to(like.device), like.shape[1:], self.salt)
+
+
+@register("conv_lora")
+class ConvLoRA(SamMethod):
+    """Conv-LoRA on the fused qkv projection of every block.
+
+    ``balance_weight`` None is the paper's: 1.0 for binary, 2.0 for multi-class segmentation.
+    ``gate`` None is the variant's own: per window as released, per image as in the paper's text.
+    """
+
+    title: ClassVar[str] = "Conv-LoRA"
+    rank: PositiveInt = 3
+    num_experts: int = Field(8, ge=1, le=64)
+    alpha: PositiveFloat = 32.0
+    top_k: PositiveInt = 1
+    routing: Literal["moe", "sum"] = "moe"
+    scales: tuple[PositiveInt, ...] | None = None
+    gate: Literal["window", "image"] | None = None
+    variant: Literal["released", "paper"] = "released"
+    balance_weight: NonNegativeFloat | None = None
+
+    @model_validator(mode="after")
+    def _check_top_k(self) -> Self:
+        experts = len(self.scales) if self.scales else self.num_experts
+        if self.top_k > experts:
+            raise ValueError(f"top_k = {self.top_k} is more than the {experts} experts")
+        return self
+
+    def adapt(self, sam: SamSegmenter, context: Context) -> None:
+        gate = self.gate or ("window" if self.variant == "released" else "image")
+        for index, block in enumerate(sam.image_encoder.blocks):
+            block.attn.qkv = ConvLoRALinear(
+                block.attn.qkv, rank=self.rank, num_experts=self.num_experts, alpha=self.alpha, top_k=self.top_k,
+                routing=self.routing, scales=self.scales, gate=gate, variant=self.variant,
+            )  # fmt: skip
+            block.attn.qkv.salt = index
+        default = 1.0 if context.num_classes == 1 else 2.0
+        sam.aux_weights["balance"] = default if self.balance_weight is None else self.balance_weight

@@ -1,0 +1,22 @@
+"""Decoder-only tuning: the frozen SAM encoder with a trained mask decoder, the paper's simplest baseline.
+
+Trainable on vit_h: 3,505,536 (the reduced decoder without its IoU head), as in AutoGluon's release.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from methods.base import Context, SamMethod, register
+from methods.sam.model import SamSegmenter
+
+
+@register("decoder_only")
+class DecoderOnly(SamMethod):
+    """Trains the mask decoder alone."""
+
+    title: ClassVar[str] = "Decoder-only"
+
+    def adapt(self, sam: SamSegmenter, context: Context) -> None:
+        sam.encoder_constant = True
+        sam.backbone_needs_grad = False

@@ -1,0 +1,97 @@
+"""Build a SAM of any size at any input size, with official, own or random weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.base import Context
+from methods.sam.checkpoints import resolve
+from methods.sam.decoder import ReducedMaskDecoder
+from methods.sam.encoder import ImageEncoder
+from methods.sam.model import SamSegmenter
+from methods.sam.sizes import Size, size_of
+
+# A random backbone stands in for a pre-trained one, so it is the same for every seed of a cell.
+RANDOM_BACKBONE_SEED = 0
+
+
+def parts(size: Size, image_size: int) -> nn.ModuleDict:
+    """SAM's three parts under segment_anything's names, with the complete four-token decoder."""
+    width, grid = size.decoder_width, size.grid(image_size)
+    return nn.ModuleDict({
+        "image_encoder": ImageEncoder(size, image_size),
+        "prompt_encoder": PromptEncoder(
+            embed_dim=width, image_embedding_size=(grid, grid), input_image_size=(image_size, image_size), mask_in_chans=16
+        ),
+        "mask_decoder": MaskDecoder(
+            transformer_dim=width,
+            transformer=TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=8 * width, num_heads=8),
+            iou_head_hidden_dim=width,
+        ),
+    })  # fmt: skip
+
+
+def native_shapes(backbone: str) -> dict[str, torch.Size]:
+    """Names and shapes of a checkpoint of this size."""
+    size = size_of(backbone)
+    with torch.device("meta"):
+        return {name: value.shape for name, value in parts(size, size.native).state_dict().items()}
+
+
+def resize_position_tables(state: Mapping[str, Tensor], size: Size, image_size: int) -> dict[str, Tensor]:
+    """Interpolate a checkpoint's position tables to another input size.
+
+    The absolute table is resized bicubically; the relative tables of global blocks linearly, as
+    segment_anything does at run time. Windows keep their size, hence also their tables.
+    """
+    grid, resized = size.grid(image_size), dict(state)
+    if image_size == size.native:
+        return resized
+    table = state["image_encoder.pos_embed"].permute(0, 3, 1, 2).float()
+    table = F.interpolate(table, (grid, grid), mode="bicubic", align_corners=False)
+    resized["image_encoder.pos_embed"] = table.permute(0, 2, 3, 1).contiguous()
+    for block in size.global_blocks:
+        for axis in "hw":
+            name = f"image_encoder.blocks.{block}.attn.rel_pos_{axis}"
+            table = F.interpolate(state[name].float().t()[None], 2 * grid - 1, mode="linear")
+            resized[name] = table[0].t().contiguous()
+    return resized
+
+
+def random_parts(size: Size, image_size: int) -> nn.ModuleDict:
+    """A SAM with random weights, always the same ones; its positions are random too, not zero."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(RANDOM_BACKBONE_SEED)
+        sam = parts(size, image_size)
+        for name, table in sam.named_parameters():
+            if "pos_embed" in name or "rel_pos" in name:
+                nn.init.trunc_normal_(table, std=0.02)
+    return sam
+
+
+def build_segmenter(context: Context) -> SamSegmenter:
+    """A frozen SAM with a trainable reduced decoder, on the CPU (or under ``torch.device("meta")``).
+
+    Raises:
+        bench.registry.UnknownName: no such backbone or checkpoint.
+        methods.sam.checkpoints.CheckpointError: the file is not the checkpoint of this backbone.
+        ValueError: an image size that the patches do not divide.
+    """
+    if context.num_classes != 1:
+        raise ValueError(f"SAM is built for binary masks (num_classes 1), not for {context.num_classes} classes")
+    size = size_of(context.backbone)
+    checkpoint = resolve(context.backbone, context.checkpoint)
+    if checkpoint.random:
+        sam = random_parts(size, context.image_size)
+    else:
+        state = checkpoint.load(native_shapes(context.backbone))
+        with torch.device("meta"):
+            sam = parts(size, context.image_size)
+        sam.load_state_dict(resize_position_tables(state, size, context.image_size), assign=True)
+    decoder = ReducedMaskDecoder(sam["mask_decoder"], num_tokens=1)
+    return SamSegmenter(sam["image_encoder"], sam["prompt_encoder"], decoder, image_size=context.image_size)

@@ -1,0 +1,115 @@
+"""SAM's image encoder (Kirillov et al. 2023; a ViTDet backbone) with named slots for methods.
+
+Modules and parameters carry segment_anything's names, so official checkpoints load unchanged. A method
+changes the encoder only by filling slots of a block:
+
+* ``attn.qkv``: replace the projection, keeping the old one inside;
+* ``extra_kv``: a module that returns (n, C) tokens, which join every window's keys and values;
+* ``before_block``: applied to the block's input (B, H, W, C);
+* ``after_attention``, ``after_mlp``: applied to the branch's output before it joins the residual.
+"""
+
+from __future__ import annotations
+
+import torch
+from segment_anything.modeling.common import LayerNorm2d, MLPBlock
+from segment_anything.modeling.image_encoder import PatchEmbed
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from methods.base import Embedding
+from methods.sam.attention import Attention
+from methods.sam.sizes import Size
+
+
+def partition(x: Tensor, window: int) -> Tensor:
+    """(B, H, W, C) -> (B, windows, window, window, C); the right and lower border is padded with zeros."""
+    batch, height, width, channels = x.shape
+    x = F.pad(x, (0, 0, 0, -width % window, 0, -height % window))
+    x = x.reshape(batch, x.shape[1] // window, window, x.shape[2] // window, window, channels)
+    return x.transpose(2, 3).flatten(1, 2)
+
+
+def unpartition(windows: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of :func:`partition`, padding cut off."""
+    batch, _, window, _, channels = windows.shape
+    rows, columns = -(-height // window), -(-width // window)
+    x = windows.unflatten(1, (rows, columns)).transpose(2, 3)
+    return x.reshape(batch, rows * window, columns * window, channels)[:, :height, :width]
+
+
+class Block(nn.Module):
+    """A transformer block over the token map; ``window`` 0 attends over the whole map."""
+
+    def __init__(self, width: int, heads: int, *, window: int, grid: int) -> None:
+        super().__init__()
+        self.window = window
+        side = window or grid
+        self.norm1 = nn.LayerNorm(width, eps=1e-6)
+        self.attn = Attention(width, heads, (side, side))
+        self.norm2 = nn.LayerNorm(width, eps=1e-6)
+        self.mlp = MLPBlock(embedding_dim=width, mlp_dim=4 * width)
+        self.extra_kv: nn.Module | None = None
+        self.before_block: nn.Module = nn.Identity()
+        self.after_attention: nn.Module = nn.Identity()
+        self.after_mlp: nn.Module = nn.Identity()
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(B, H, W, C) -> the same shape, the balance loss (B,), the expert counts (B, experts).
+
+        The last two are None without a routed layer. They are returned rather than left on the layer so
+        that a checkpointed block, run again in the backward pass, hands out values with a graph.
+        """
+        x = self.before_block(x)
+        height, width = x.shape[1:3]
+        extra = None if self.extra_kv is None else self.norm1(self.extra_kv())
+        tokens = self.norm1(x)
+        if self.window:
+            attended = unpartition(self.attn(partition(tokens, self.window), extra), height, width)
+        else:
+            attended = self.attn(tokens, extra)
+        x = x + self.after_attention(attended)
+        x = x + self.after_mlp(self.mlp(self.norm2(x)))
+        return x, *self._routing()
+
+    def _routing(self) -> tuple[Tensor | None, Tensor | None]:
+        routed = [m for m in self.attn.qkv.modules() if getattr(m, "expert_counts", None) is not None]
+        if not routed:
+            return None, None
+        losses = [m.balance_loss for m in routed if m.balance_loss is not None]
+        return (sum(losses) if losses else None), torch.cat([m.expert_counts for m in routed], dim=-1)
+
+
+class ImageEncoder(nn.Module):
+    """Images (B, 3, S, S), normalised, to an embedding (B, decoder width, S / patch, S / patch)."""
+
+    def __init__(self, size: Size, image_size: int) -> None:
+        super().__init__()
+        grid = size.grid(image_size)
+        patch = (size.patch, size.patch)
+        self.patch_embed = PatchEmbed(kernel_size=patch, stride=patch, embed_dim=size.width)
+        self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, size.width))
+        self.blocks = nn.ModuleList(
+            Block(size.width, size.heads, window=0 if i in size.global_blocks else size.window, grid=grid)
+            for i in range(size.depth)
+        )
+        out = size.decoder_width
+        self.neck = nn.Sequential(
+            nn.Conv2d(size.width, out, kernel_size=1, bias=False),
+            LayerNorm2d(out),
+            nn.Conv2d(out, out, kernel_size=3, padding=1, bias=False),
+            LayerNorm2d(out),
+        )
+
+    def forward(self, images: Tensor) -> Embedding:
+        x = self.patch_embed(images) + self.pos_embed
+        losses, counts = [], []
+        for block in self.blocks:
+            x, loss, count = block(x)
+            losses += [] if loss is None else [loss]
+            counts += [] if count is None else [count]
+        return Embedding(
+            self.neck(x.permute(0, 3, 1, 2)),
+            {"balance": torch.stack(losses).sum(0)} if losses else {},
+            torch.stack(counts, dim=1) if counts else None,
+        )
