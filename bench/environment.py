@@ -1,0 +1,69 @@
+"""The machine and the code a result was made with."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+PROJECT = Path(__file__).resolve().parent.parent
+
+
+def git_state() -> dict[str, Any]:
+    """The commit the code is at and whether files differ from it; None where there is no repository."""
+
+    def git(*words: str) -> str | None:
+        try:
+            done = subprocess.run(["git", "-C", str(PROJECT), *words], capture_output=True, text=True, timeout=20)
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+
+
+def describe(device: str) -> dict[str, Any]:
+    """What a record says of its surroundings."""
+    import torch
+
+    on_gpu = device.startswith("cuda")
+    packages = ("torch", "segment-anything", "numpy", "pysodmetrics")
+    return {
+        "python": platform.python_version(),
+        **{name: _version(name) for name in packages},
+        "device": torch.cuda.get_device_name(device) if on_gpu else f"{_processor()} ({os.cpu_count()} cores)",
+        "threads": torch.get_num_threads(),
+        "host": platform.node(),
+        **git_state(),
+    }
+
+
+def _version(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """The processor's name as the system tells it."""
+    info = Path("/proc/cpuinfo")
+    names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")] if info.exists() else []
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def peak_memory(device: str) -> int:
+    """Bytes at the highest: the device's own allocations, or this process's resident memory on a CPU."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device)
+    import resource
+    import sys
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

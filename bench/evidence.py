@@ -1,0 +1,118 @@
+"""What a cell is made from: digests of data, split, checkpoint and of the source of each component.
+
+They are stored with a cell and compared later. Where they differ the result is stale: it is marked in
+plans and tables and run again only on request. Comments and docstrings change no digest.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+import io
+import tokenize
+from collections.abc import Iterable, Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from bench.spec import Cell
+
+ROOM = Path(__file__).resolve().parent
+TRAINING = ("training.py", "data.py", "losses.py")
+EVALUATION = ("evaluation.py", "metrics/*.py")
+
+
+def stripped(source: str) -> str:
+    """Python source without comments, docstrings, blank lines and trailing spaces."""
+    lines = source.splitlines()
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        if token.type == tokenize.COMMENT:
+            row, column = token.start
+            lines[row - 1] = lines[row - 1][:column]
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node) is not None:
+            text = node.body[0]
+            lines[text.lineno - 1 : text.end_lineno] = [""] * (text.end_lineno - text.lineno + 1)
+    return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def digest(texts: Iterable[str]) -> str:
+    """SHA-256 over several texts, their boundaries counting."""
+    total = hashlib.sha256()
+    for text in texts:
+        total.update(hashlib.sha256(text.encode()).digest())
+    return total.hexdigest()
+
+
+@cache
+def module_digest(module: str) -> str:
+    """Digest of a module together with all it imports from its own top-level package."""
+    found: dict[str, Path] = {}
+    waiting = [module]
+    package = module.partition(".")[0]
+    while waiting:
+        name = waiting.pop()
+        path = None if name in found else _file_of(name)
+        if path is not None:
+            found[name] = path
+            waiting += [other for other in _imports(path) if other.partition(".")[0] == package]
+    return digest(stripped(found[name].read_text(encoding="utf-8")) for name in sorted(found))
+
+
+def _file_of(module: str) -> Path | None:
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return None  # "from package.module import name" also yields package.module.name, which is no module
+    return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
+
+
+def _imports(path: Path) -> set[str]:
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@cache
+def _files_digest(patterns: tuple[str, ...]) -> str:
+    paths = sorted(path for pattern in patterns for path in ROOM.glob(pattern))
+    return digest(stripped(path.read_text(encoding="utf-8")) for path in paths)
+
+
+def source_evidence(cell: Cell) -> dict[str, str]:
+    """Digest of each component's source."""
+    parts = getattr(cell.method(), "parts", None) or (cell.method(),)
+    return {
+        "method": digest(module_digest(type(part).__module__) for part in parts),
+        "dataset": module_digest(type(cell.dataset()).__module__),
+        "training": _files_digest(TRAINING),
+        "evaluation": _files_digest(EVALUATION),
+    }
+
+
+def collect(cell: Cell, data: Mapping[str, Any], checkpoint: str) -> dict[str, Any]:
+    """All evidence of a cell.
+
+    Args:
+        cell: the cell.
+        data: the evidence of its opened dataset: ``data``, ``split``, ``images``.
+        checkpoint: the checkpoint's digest.
+    """
+    return {"data": data["data"], "split": data["split"], "images": data["images"], "checkpoint": checkpoint, "source": source_evidence(cell)}
+
+
+def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """Names of the pieces of evidence that are not the same, "source.method" for nested ones."""
+    odd = []
+    for name in sorted({*old, *new}):
+        before, after = old.get(name), new.get(name)
+        if isinstance(before, Mapping) and isinstance(after, Mapping):
+            odd += [f"{name}.{inner}" for inner in differing(before, after)]
+        elif before != after:
+            odd.append(name)
+    return odd

@@ -1,0 +1,263 @@
+"""A matrix file: which cells a benchmark consists of.
+
+TOML with settings at the top and ``[[cells]]`` tables, each the product of its datasets, methods, seeds and of
+every setting or parameter that is given as a list. ``docs/matrix.md`` shows the whole schema.
+"""
+
+from __future__ import annotations
+
+import difflib
+import itertools
+import tomllib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bench.registry import UnknownName
+from bench.regime import Regime
+from bench.spec import Cell, make_cell
+
+FOLDER = Path(__file__).resolve().parent / "matrices"
+SETTINGS = ("backbone", "checkpoint", "image_size", "precision")
+FILTERS = ("dataset", "method", "seed", "backbone", "kind")
+
+
+class MatrixError(ValueError):
+    """A matrix that cannot be read; the message names the file, the key and what is allowed."""
+
+
+class _Table(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class Entry(_Table):
+    """A method or dataset with parameters; a list is an axis unless the parameter itself takes a list."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+    name: str | list[str]
+
+
+class Block(_Table):
+    """One ``[[cells]]`` table; what it leaves out is taken from the top of the file."""
+
+    kind: Literal["accuracy"] = "accuracy"
+    datasets: list[str | Entry]
+    methods: list[str | Entry]
+    regime: str | dict[str, Any] = Field(default_factory=dict)
+    seeds: list[int] | None = None
+    backbone: str | list[str] | None = None
+    checkpoint: str | list[str] | None = None
+    image_size: int | list[int] | None = None
+    precision: str | list[str] | None = None
+
+
+class Matrix(_Table):
+    """A whole matrix file."""
+
+    name: str
+    backbone: str | list[str] = "vit_h"
+    checkpoint: str | list[str] = "auto"
+    image_size: int | list[int] = 1024
+    precision: str | list[str] = "auto"
+    seeds: list[int] = Field(default_factory=lambda: [0])
+    cells: list[Block]
+
+
+@dataclass(frozen=True)
+class Entered:
+    """A cell of a matrix, with what is no part of its identity.
+
+    Attributes:
+        cell: the cell.
+        checkpoint: the path of its checkpoint where the matrix names one by path.
+    """
+
+    cell: Cell
+    checkpoint: str | None = None
+
+
+def names() -> list[str]:
+    """The matrices that come with the project."""
+    return sorted(path.stem for path in FOLDER.glob("*.toml"))
+
+
+def read(name: str) -> Matrix:
+    """A matrix by name, or from a ``.toml`` file.
+
+    Raises:
+        MatrixError: no such file, no TOML, an unknown key, or a value of the wrong type.
+    """
+    path = Path(name) if name.endswith(".toml") else FOLDER / f"{name}.toml"
+    if not path.is_file():
+        if name.endswith(".toml"):
+            raise MatrixError(f"there is no matrix file {path.absolute()}")
+        raise MatrixError(f"{UnknownName('matrix', name, names())} A file of your own ends in .toml.")
+    try:
+        return Matrix(**tomllib.loads(path.read_text(encoding="utf-8")))
+    except tomllib.TOMLDecodeError as error:
+        raise MatrixError(f"{path}: no valid TOML: {error}") from None
+    except ValidationError as error:
+        raise MatrixError("\n".join(f"{path}: {line}" for line in _describe(error))) from None
+
+
+def _describe(error: ValidationError) -> Iterator[str]:
+    for item in error.errors():
+        where = [str(part) for part in item["loc"] if part not in ("str", "Entry", "list[str]", "list[int]", "int")]
+        table = Block if "cells" in where[:-1] else Matrix
+        key = ".".join(where)
+        if item["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(where[-1], table.model_fields, n=1)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            yield f"unknown key {key!r}.{hint} Allowed here: {', '.join(table.model_fields)}"
+        elif item["type"] == "missing":
+            yield f"key {key!r} is missing"
+        else:
+            yield f"key {key!r} = {item['input']!r}: {item['msg']}"
+
+
+def override(matrix: Matrix, settings: Mapping[str, Any]) -> Matrix:
+    """The matrix with settings (``backbone``, ``seeds`` ...) or regime values (``epochs`` ...) changed in every cell.
+
+    Raises:
+        MatrixError: a key that is neither.
+    """
+    top = {*SETTINGS, "seeds"}
+    for key in settings:
+        if key not in top and key not in Regime.model_fields:
+            raise MatrixError(str(UnknownName("--set key", key, [*top, *Regime.model_fields])))
+    fixed = {k: v for k, v in settings.items() if k in top}
+    if isinstance(fixed.get("seeds"), int):
+        fixed["seeds"] = [fixed["seeds"]]
+    regime = {k: v for k, v in settings.items() if k not in top}
+    blocks = [
+        block.model_dump() | {k: v for k, v in fixed.items()} | {"regime": _regime(block.regime) | regime}
+        for block in matrix.cells
+    ]
+    try:
+        return Matrix(**{**matrix.model_dump(), **fixed, "cells": blocks})
+    except ValidationError as error:
+        raise MatrixError("\n".join(f"--set: {line}" for line in _describe(error))) from None
+
+
+def _regime(given: str | Mapping[str, Any]) -> dict[str, Any]:
+    return {"preset": given} if isinstance(given, str) else dict(given)
+
+
+def _as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def _axes(values: Mapping[str, Any], listed: frozenset[str] = frozenset()) -> Iterator[dict[str, Any]]:
+    """All combinations; a list is an axis, except where the key takes a list: there a list of lists is."""
+    choices = {
+        key: value if isinstance(value, list) and (key not in listed or any(isinstance(v, list) for v in value)) else [value]
+        for key, value in values.items()
+    }
+    for combination in itertools.product(*choices.values()):
+        yield dict(zip(choices, combination, strict=True))
+
+
+def _entries(given: list[str | Entry], registry: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+    """(name, parameters) of each entry; ``"*"`` stands for every registered plugin."""
+    for entry in given:
+        fields = {"name": entry} if isinstance(entry, str) else entry.model_dump()
+        parameters = {k: v for k, v in fields.items() if k != "name"}
+        for name in _as_list(fields["name"]):
+            for one in registry.names() if name == "*" else [name]:
+                known = {k for part in one.split("+") for k in _list_fields(registry[part])}
+                for combination in _axes(parameters, frozenset(known)):
+                    yield one, combination
+
+
+def _list_fields(plugin: type[BaseModel]) -> set[str]:
+    """Parameters that take several values at once."""
+    return {name for name, field in plugin.model_fields.items() if "tuple" in str(field.annotation)}
+
+
+def expand(matrix: Matrix, *, precision: str) -> list[Entered]:
+    """All cells of a matrix, seeds outermost so that a whole table with one seed exists early; duplicates once.
+
+    Args:
+        matrix: the matrix.
+        precision: what "auto" means on the devices at hand.
+
+    Raises:
+        UnknownName, ValueError: a name or a value that a plugin does not take.
+    """
+    import datasets
+    import methods
+    from methods.sam.checkpoints import resolve
+
+    found: dict[str, tuple[int, Entered]] = {}
+    for block in matrix.cells:
+        settings = {key: getattr(matrix, key) if getattr(block, key) is None else getattr(block, key) for key in SETTINGS}
+        seeds = matrix.seeds if block.seeds is None else block.seeds
+        product = itertools.product(
+            _entries(block.datasets, datasets.registry), _entries(block.methods, methods.registry), _axes(settings), seeds
+        )
+        for (dataset, data_parameters), (method, parameters), setting, seed in product:
+            data_parameters = dict(data_parameters)
+            checkpoint = resolve(setting["backbone"], setting["checkpoint"])
+            cell = make_cell(
+                kind=block.kind, seed=seed, shots=data_parameters.pop("shots", None),
+                dataset=datasets.load(dataset, **data_parameters), method=methods.create(method, parameters),
+                backbone=setting["backbone"], checkpoint=checkpoint.name, image_size=_size(setting),
+                precision=_precision(setting["precision"], precision), regime=_checked_regime(block.regime),
+            )  # fmt: skip
+            by_path = setting["checkpoint"] if checkpoint.path and not checkpoint.official else None
+            found.setdefault(cell.id, (seeds.index(seed), Entered(cell, by_path)))
+    return [entered for _, entered in sorted(found.values(), key=lambda item: item[0])]
+
+
+def _size(setting: Mapping[str, Any]) -> int:
+    from methods.sam import size_of
+
+    size_of(setting["backbone"]).grid(setting["image_size"])
+    return setting["image_size"]
+
+
+def _precision(given: str, automatic: str) -> str:
+    if given not in ("auto", "fp32", "bf16"):
+        raise MatrixError(f"precision {given!r} is unknown; allowed: auto, fp32, bf16")
+    return automatic if given == "auto" else given
+
+
+def _checked_regime(given: str | Mapping[str, Any]) -> dict[str, Any]:
+    from bench.metrics import METRICS
+
+    regime = _regime(given)
+    for key in regime:
+        if key not in Regime.model_fields:
+            raise MatrixError(str(UnknownName("regime key", key, Regime.model_fields)))
+    values = {k: tuple(v) if isinstance(v, list) else v for k, v in regime.items()}
+    try:
+        metric = Regime(**values).validation_metric
+    except ValidationError as error:
+        raise MatrixError("\n".join(f"regime.{line}" for line in _describe(error))) from None
+    if metric not in METRICS:
+        raise MatrixError(str(UnknownName("validation metric", metric, METRICS)))
+    return regime
+
+
+def select(entered: list[Entered], filters: Mapping[str, list[str]]) -> list[Entered]:
+    """The cells that match all filters, e.g. {"method": ["lora", "conv_lora"]}.
+
+    Raises:
+        MatrixError: an unknown filter, or a value that no cell of the matrix has.
+    """
+    for key, wanted in filters.items():
+        if key not in FILTERS:
+            raise MatrixError(str(UnknownName("--only key", key, FILTERS)))
+        present = {_property(item.cell, key) for item in entered}
+        for value in wanted:
+            if value not in present:
+                raise MatrixError(str(UnknownName(f"{key} in this matrix", value, present)))
+    return [item for item in entered if all(_property(item.cell, key) in wanted for key, wanted in filters.items())]
+
+
+def _property(cell: Cell, key: str) -> str:
+    value = cell.spec[key]
+    return str(value["name"] if isinstance(value, Mapping) else value)

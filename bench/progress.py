@@ -1,0 +1,105 @@
+"""What a run shows: a live table in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from bench.scheduler import Outcome, Running, Scheduler
+
+COLOURS = {"done": "green", "failed": "red", "oom": "red", "timeout": "red", "interrupted": "yellow"}
+
+
+def duration(seconds: float | None) -> str:
+    """Seconds as people read them: 45s, 3m05s, 2h07m."""
+    if seconds is None:
+        return ""
+    seconds = int(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    if seconds < 3600:
+        return f"{seconds // 60}m{seconds % 60:02d}s"
+    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
+
+
+class Display:
+    """Shows a run while it goes on; a context manager.
+
+    Args:
+        scheduler: asked for what runs.
+        total: cells to execute.
+        console: where to; decides between a live table and lines.
+    """
+
+    def __init__(self, scheduler: Scheduler, total: int, console: Console) -> None:
+        self._scheduler, self._total, self._console = scheduler, total, console
+        self._states: Counter[str] = Counter()
+        self._seconds: list[float] = []
+        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=2) if console.is_terminal else None
+
+    def __enter__(self) -> Display:
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+        if self._live:
+            self._live.stop()
+
+    def started(self, running: Running) -> None:
+        """A cell's process was started."""
+        if not self._live:
+            self._line(f"start   {running.planned.id} on {running.slot.label}")
+
+    def ended(self, outcome: Outcome, score: str) -> None:
+        """A cell ended; ``score`` is its headline."""
+        self._states[outcome.state] += 1
+        if outcome.state == "done":
+            self._seconds.append(outcome.seconds)
+        text = Text(f"{outcome.state:<7} {outcome.id} {duration(outcome.seconds)} {score or outcome.reason}")
+        text.stylize(COLOURS.get(outcome.state, ""), 0, len(outcome.state))
+        self._console.print(text, soft_wrap=True)
+
+    def _line(self, text: str) -> None:
+        self._console.print(text, soft_wrap=True, highlight=False)
+
+    def _render(self) -> Group:
+        table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+        for column in ("cell", "device", "stage", "epoch", "step", "loss", "images/s", "ETA"):
+            table.add_column(column, no_wrap=True, justify="right" if column in ("epoch", "step", "loss", "images/s") else "left")
+        for running, progress in self._scheduler.running():
+            table.add_row(running.planned.id, running.slot.label, *_columns(progress))
+        left = self._total - sum(self._states.values())
+        parts = [f"{count} {state}" for state, count in sorted(self._states.items())]
+        summary = f"{self._total} cells: " + ", ".join([*parts, f"{left} to go"])
+        if self._seconds and left:
+            mean = sum(self._seconds) / len(self._seconds)
+            at_once = max(1, len(self._scheduler.running()))
+            summary += f", about {duration(mean * left / at_once)} left"
+        return Group(table, Text(summary, style="bold"))
+
+
+def _columns(progress: dict[str, Any]) -> list[str]:
+    """The changing part of a running cell's row."""
+    rate, loss = progress.get("images_per_second"), progress.get("loss")
+    steps, step = progress.get("steps") or 0, progress.get("step") or 0
+    left = None
+    if rate and steps and step and progress.get("stage") == "training":
+        age = max(0.0, time.time() - progress.get("at", time.time()))
+        images = progress.get("images_per_step", 4)
+        left = max(0.0, (steps - step) * images / rate - age)
+    return [
+        progress.get("stage", "starting"),
+        f"{progress.get('epoch')}/{progress.get('epochs')}" if progress.get("epochs") else "",
+        f"{step}/{steps}" if steps else "",
+        f"{loss:.4f}" if loss is not None else "",
+        f"{rate:.1f}" if rate else "",
+        duration(left),
+    ]

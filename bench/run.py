@@ -1,0 +1,176 @@
+"""Run a matrix of cells: ``python -m bench.run --matrix smoke``.
+
+Plans, executes what is not done yet on the devices at hand, keeps MLflow up to date, and says what to do next.
+A second run of a finished matrix executes nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import tomllib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from bench import matrix as matrices
+from bench.guard import check_packages
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.split("\n\n")[0])
+    add = parser.add_argument
+    add("--matrix", required=True, help=f"a name ({', '.join(matrices.names())}) or a .toml file")
+    add("--only", action="append", default=[], metavar="KEY=VALUE,...", help=f"run these cells only; keys: {', '.join(matrices.FILTERS)}")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting or a regime value in every cell, e.g. epochs=5")
+    add("--dry-run", action="store_true", help="print the plan and stop")
+    add("--devices", default="auto", help="auto, cpu, cpu:N, or GPU numbers such as 0,1 (default: auto)")
+    add("--results", type=Path, default=Path("results"), help="results folder (default: results)")
+    add("--data-root", type=Path, help="where datasets lie (default: $BENCH_DATA_ROOT)")
+    add("--rerun", choices=["failed", "oom", "timeout", "stale", "all"], help="also run cells in this state again")
+    add("--skip-missing", action="store_true", help="go on without cells whose dataset is missing")
+    add("--allow-broken", action="store_true", help="use datasets although some of their files are broken")
+    add("--micro-batch", type=int, default=0, help="images a forward pass; changes speed and memory only (default: the whole batch)")
+    add("--tracking-uri", help="MLflow store (default: sqlite:///mlflow.db beside the results folder)")
+    add("--no-tracking", action="store_true", help="leave MLflow alone; `python -m bench.tracking rebuild` catches up")
+    return parser.parse_args(words)
+
+
+def filters(given: Sequence[str]) -> dict[str, list[str]]:
+    """``--only`` words as a filter."""
+    found: dict[str, list[str]] = {}
+    for word in given:
+        key, sign, values = word.partition("=")
+        if not sign or not values:
+            raise matrices.MatrixError(f"--only {word!r}: write KEY=VALUE, e.g. --only method=lora,conv_lora")
+        found.setdefault(key, []).extend(values.split(","))
+    return found
+
+
+def settings(given: Sequence[str]) -> dict[str, Any]:
+    """``--set`` words as settings; values are read as TOML, what is no TOML as text."""
+    found: dict[str, Any] = {}
+    for word in given:
+        key, sign, value = word.partition("=")
+        if not sign:
+            raise matrices.MatrixError(f"--set {word!r}: write KEY=VALUE, e.g. --set epochs=5")
+        try:
+            found[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key] = value
+    return found
+
+
+def print_plan(plan: Any, places: Sequence[Any], results: Path, console: Console, *, cells: bool) -> None:
+    """The plan in words: counts, what is missing, loud where a backbone is random."""
+    todo = plan.todo()
+    counts = ", ".join(f"{count} {state}" for state, count in sorted(plan.counts().items()))
+    console.print(f"{len(plan.cells)} cells ({counts}); {len(todo)} to run on {', '.join(slot.label for slot in places)}", highlight=False)
+    if plan.random_backbones():
+        console.print(
+            f"RANDOM BACKBONE: {', '.join(sorted(plan.random_backbones()))} has no pre-trained weights here. "
+            "The numbers show that everything runs; they say nothing about which method is better.",
+            style="bold yellow", highlight=False,
+        )  # fmt: skip
+    for name, reason in plan.missing.items():
+        console.print(f"dataset {name} is missing: {reason}", style="yellow", highlight=False, soft_wrap=True)
+    for cell in plan.cells:
+        if cells or cell.state in ("failed", "oom", "timeout", "stale"):
+            mark = "run " if cell.runs else "    "
+            console.print(f"  {mark}{cell.state:<12}{cell.id}  {cell.note}", highlight=False, soft_wrap=True)
+    states = {cell.state for cell in plan.cells if not cell.runs} & {"failed", "oom", "timeout", "stale"}
+    for state in sorted(states):
+        console.print(f"  --rerun {state} runs the {state} cells again; their logs: {results}/cells/<id>/log.txt", highlight=False)
+
+
+def fetch_checkpoints(plan: Any, console: Console) -> None:
+    """Bring official checkpoints here before the first cell starts, so that no device waits for a download."""
+    from methods.sam.checkpoints import resolve
+
+    wanted = {(c.entered.cell.spec["backbone"], c.entered.checkpoint or c.entered.cell.spec["checkpoint"]) for c in plan.todo()}
+    for backbone, name in sorted(wanted):
+        checkpoint = resolve(backbone, name)
+        if not checkpoint.random:
+            console.print(f"checkpoint {checkpoint.name}: {checkpoint.fetch()}", highlight=False, soft_wrap=True)
+
+
+def execute(plan: Any, places: Sequence[Any], options: argparse.Namespace, console: Console) -> tuple[dict[str, int], bool]:
+    """Run the plan; returns how many cells ended in each state, and whether the run was stopped."""
+    from bench.cell import headline
+    from bench.progress import Display
+    from bench.scheduler import CellOptions, Scheduler
+    from bench.store import Results
+    from bench.tracking import Tracker
+
+    results = Results(options.results)
+    passed_on = CellOptions(options.data_root and options.data_root.resolve(), options.micro_batch, options.allow_broken)
+    displays: list[Display] = []
+    scheduler = Scheduler(results, places, passed_on, on_start=lambda running: displays[0].started(running))
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: scheduler.stop())
+    ended: dict[str, int] = {}
+    tracker = Tracker(options.results, uri=options.tracking_uri, enabled=not options.no_tracking)
+    tracker.start()
+    with Display(scheduler, len(plan.todo()), console) as display:
+        displays.append(display)
+        for outcome in scheduler.run(plan.todo()):
+            ended[outcome.state] = ended.get(outcome.state, 0) + 1
+            if outcome.state == "not started":
+                continue
+            result = results.cell(outcome.id).result() if outcome.state == "done" else None
+            display.ended(outcome, headline(result) if result else "")
+            tracker.cell_changed(outcome.id)
+    message = tracker.close()
+    if message:
+        console.print(message, highlight=False, soft_wrap=True)
+    return ended, scheduler.stopped
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m bench.run``; returns 0 if every cell of the matrix is done or was left out on request."""
+    options = parse(words)
+    console = Console(width=None if sys.stdout.isatty() else 200)
+    try:
+        return _main(options, console)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if os.environ.get("BENCH_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _main(options: argparse.Namespace, console: Console) -> int:
+    check_packages()
+    chosen = matrices.override(matrices.read(options.matrix), settings(options.set))
+    from bench import devices, plan as planning
+    from bench.store import Results
+
+    places = devices.slots(options.devices)
+    entered = matrices.select(matrices.expand(chosen, precision=devices.precision_for(places)), filters(options.only))
+    results = Results(options.results)
+    plan = planning.make(
+        entered, results, data_root=options.data_root, allow_broken=options.allow_broken, rerun=options.rerun
+    )
+    print_plan(plan, places, options.results, console, cells=options.dry_run)
+    if options.dry_run:
+        return 0
+    if plan.missing and not options.skip_missing:
+        print("error: datasets are missing (above); --skip-missing goes on without their cells", file=sys.stderr)
+        return 2
+    planning.write(plan, results)
+    fetch_checkpoints(plan, console)
+    ended, stopped = execute(plan, places, options, console)
+    console.print(f"executed {sum(ended.values())} cells: " + (", ".join(f"{n} {s}" for s, n in sorted(ended.items())) or "nothing to do"), highlight=False)
+    if stopped:
+        console.print("stopped; the same command goes on from here", highlight=False)
+        return 130
+    console.print(f"tables: python -m analysis.tables --results {options.results}", highlight=False)
+    return 1 if set(ended) - {"done", "elsewhere"} else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,235 @@
+"""The results folder: a cell's files, its states, and who may write them.
+
+``results/cells/<id>/`` holds the committed files; ``attempts/<n>/`` the files of one run of the cell. An
+attempt is claimed by creating its folder, which exactly one process can do. It ends once: whoever creates
+its ``end`` file first decides whether it was committed or revoked, so no result is committed twice. A
+commit moves files one by one, ``result.json`` last, and can be finished by anyone if its process dies.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from bench.spec import SCHEMA, Cell
+
+STATES = ("planned", "running", "done", "failed", "oom", "timeout", "interrupted", "skipped")
+HEARTBEAT_SECONDS = 5.0
+STALE_SECONDS = 60.0
+
+
+class AlreadyRunning(RuntimeError):
+    """Another live process has claimed the cell."""
+
+
+class Revoked(RuntimeError):
+    """This attempt was given up for dead by another process and may not commit."""
+
+
+def now() -> str:
+    """The time in UTC, ISO 8601, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Replace ``path`` by ``value`` as JSON in one step: readers see the old or the new file, never half of one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(value, file, indent=1)
+            file.write("\n")
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def read_json(path: Path) -> Any | None:
+    """The JSON in ``path``; None where there is no such file."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+
+
+def _create(path: Path, text: str) -> bool:
+    """Create ``path`` with ``text``; False if it exists already."""
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(text)
+    except FileExistsError:
+        return False
+    return True
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One run of a cell, in a folder of its own."""
+
+    cell: CellFolder
+    number: int
+
+    @property
+    def path(self) -> Path:
+        return self.cell.path / "attempts" / str(self.number)
+
+    def beat(self, progress: dict[str, Any]) -> None:
+        """Show that the attempt lives, and how far it is."""
+        write_json(self.path / "progress.json", progress)
+
+    def alive(self) -> bool:
+        """Whether its process may still be at work: not ended, with a recent sign of life."""
+        if (self.path / "end").exists():
+            return False
+        claim = read_json(self.path / "claim.json") if (self.path / "claim.json").exists() else None
+        if claim and claim["host"] == socket.gethostname() and not _process_lives(claim["pid"], claim["started"]):
+            return False
+        signs = [self.path / name for name in ("progress.json", "claim.json", ".")]
+        newest = max((p.stat().st_mtime for p in signs if p.exists()), default=0.0)
+        return time.time() - newest < STALE_SECONDS
+
+    def commit(self, files: list[str], result: dict[str, Any]) -> None:
+        """Publish ``files`` and ``result`` as the cell's own.
+
+        Raises:
+            Revoked: another process has ended this attempt.
+        """
+        write_json(self.path / "result.json", result)
+        write_json(self.path / "commit.json", [*files, "result.json"])
+        if not _create(self.path / "end", "committed"):
+            raise Revoked(f"attempt {self.number} of {self.cell.id} was revoked by another process")
+        self.cell.finish_commit(self)
+
+    def revoke(self) -> bool:
+        """End an attempt that is not committed; False if it was ended before."""
+        return _create(self.path / "end", "revoked")
+
+
+def _process_lives(pid: int, started: float) -> bool:
+    """Whether the process that made a claim is still there; a reused pid started at another time."""
+    import psutil
+
+    try:
+        return abs(psutil.Process(pid).create_time() - started) < 2
+    except psutil.NoSuchProcess:
+        return False
+
+
+@dataclass(frozen=True)
+class CellFolder:
+    """The folder of one cell."""
+
+    path: Path
+
+    @property
+    def id(self) -> str:
+        return self.path.name
+
+    def create(self, cell: Cell, evidence: dict[str, Any]) -> None:
+        """Write ``cell.json``, and the state "planned" if the cell has none."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        write_json(self.path / "cell.json", {"schema": SCHEMA, "id": self.id, "spec": cell.spec, "evidence": evidence})
+        if not (self.path / "status.json").exists():
+            self.set_state("planned")
+
+    def read(self) -> dict[str, Any]:
+        """``cell.json``.
+
+        Raises:
+            FileNotFoundError: the cell was never planned.
+        """
+        card = read_json(self.path / "cell.json")
+        if card is None:
+            raise FileNotFoundError(
+                f"no cell {self.id!r} in {self.path.parent}; `python -m bench.run --matrix NAME --dry-run` lists cells"
+            )
+        return card
+
+    def set_state(self, state: str, *, reason: str | None = None, attempt: int | None = None, **more: Any) -> None:
+        """Write ``status.json``."""
+        if state not in STATES:
+            raise ValueError(f"unknown state {state!r}; allowed: {', '.join(STATES)}")
+        status = {"schema": SCHEMA, "state": state, "reason": reason, "attempt": attempt, "updated": now(), **more}
+        write_json(self.path / "status.json", status)
+
+    def status(self) -> dict[str, Any]:
+        """``status.json`` as it stands; a running cell whose process is gone reads "interrupted"."""
+        status = read_json(self.path / "status.json") or {"state": "planned", "reason": None, "attempt": None}
+        if status["state"] == "running" and not any(a.alive() for a in self.attempts()[-1:]):
+            if (self.path / "result.json").exists() and self._committed(status["attempt"]):
+                return {**status, "state": "done"}
+            return {**status, "state": "interrupted", "reason": "its process ended without a word"}
+        return status
+
+    def result(self) -> dict[str, Any] | None:
+        """``result.json``, None before the cell is done."""
+        return read_json(self.path / "result.json")
+
+    def attempts(self) -> list[Attempt]:
+        """All attempts, oldest first."""
+        folder = self.path / "attempts"
+        numbers = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+        return [Attempt(self, number) for number in numbers]
+
+    def claim(self) -> Attempt:
+        """Take the cell for this process.
+
+        Raises:
+            AlreadyRunning: a live process has it.
+        """
+        import psutil
+
+        attempts = self.attempts()
+        if attempts:
+            last = attempts[-1]
+            if last.alive():
+                raise AlreadyRunning(f"{self.id} is running: {read_json(last.path / 'claim.json')}")
+            if not last.revoke() and (last.path / "end").read_text() == "committed":
+                self.finish_commit(last)
+        attempt = Attempt(self, attempts[-1].number + 1 if attempts else 1)
+        try:
+            attempt.path.mkdir(parents=True)
+        except FileExistsError:
+            raise AlreadyRunning(f"{self.id} was claimed by another process just now") from None
+        claim = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time(), "at": now()}
+        write_json(attempt.path / "claim.json", claim)
+        return attempt
+
+    def finish_commit(self, attempt: Attempt) -> None:
+        """Move a committed attempt's files to the cell; safe to repeat, and for several processes at once."""
+        for name in read_json(attempt.path / "commit.json") or []:
+            try:
+                os.replace(attempt.path / name, self.path / name)
+            except FileNotFoundError:
+                continue
+        self.set_state("done", attempt=attempt.number)
+
+    def _committed(self, number: int | None) -> bool:
+        result = self.result()
+        return result is not None and result.get("attempt") == number
+
+
+class Results:
+    """A results folder."""
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    def cell(self, identifier: str) -> CellFolder:
+        return CellFolder(self.path / "cells" / identifier)
+
+    def cells(self) -> Iterator[CellFolder]:
+        """All cells that were ever planned here, by name."""
+        folder = self.path / "cells"
+        for path in sorted(folder.iterdir()) if folder.is_dir() else []:
+            if (path / "cell.json").exists():
+                yield CellFolder(path)

@@ -1,0 +1,230 @@
+"""Train one model by a regime: the released recipe, with statistics that no micro-batch can change."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bench.data import SquashedSplit, batches, shuffled
+from bench.losses import LOSSES
+from bench.metrics import improves, quick
+from bench.regime import Regime
+from methods.base import Model
+from methods.randomness import image_keys
+
+CHECK_EVERY = 16  # steps between looks at the losses: each look waits for the device
+
+
+class NonFiniteLoss(RuntimeError):
+    """A loss became infinite or not a number; the message names the step and the images."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where and how a cell computes; no part of its identity but its precision.
+
+    Attributes:
+        device: "cpu", "cuda", "cuda:1".
+        precision: "fp32" or "bf16" (autocast; weights stay float32).
+        micro_batch: images a forward pass, 0 for the whole batch.
+    """
+
+    device: str = "cpu"
+    precision: str = "fp32"
+    micro_batch: int = 0
+
+    def autocast(self) -> torch.autocast:
+        """The context in which models run."""
+        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.precision == "bf16")
+
+
+@dataclass
+class Progress:
+    """How far a training is, for whoever watches."""
+
+    stage: str = "starting"
+    epoch: int = 0
+    epochs: int = 0
+    step: int = 0
+    steps: int = 0
+    loss: float | None = None
+    images_per_second: float | None = None
+
+
+@dataclass
+class Training:
+    """The record of a training; the model then holds its best state."""
+
+    steps: int = 0
+    epochs: int = 0
+    best_epoch: int = 0
+    best_validation: float | None = None
+    stopped_early: bool = False
+    seconds: float = 0.0
+    images_per_second: float = 0.0
+    first_step_at: float | None = None
+    train_images: int = 0
+    validation_images: int = 0
+    degenerate: list[str] = field(default_factory=list)
+
+
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Trainable parameters with and without decay: biases and LayerNorm weights are spared, as released."""
+    spared_modules = (nn.LayerNorm, nn.GroupNorm, nn.modules.batchnorm._BatchNorm)
+    norms = {id(p) for module in model.modules() if isinstance(module, spared_modules) for p in module.parameters()}
+    decayed, spared = [], []
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            (spared if "bias" in name or id(parameter) in norms else decayed).append(parameter)
+    return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+
+
+def total_steps(images: int, regime: Regime) -> int:
+    """Optimiser steps of a full run."""
+    steps = math.ceil(images / regime.batch_size) * regime.epochs
+    return min(steps, regime.max_steps) if regime.max_steps else steps
+
+
+class Trainer:
+    """One training run.
+
+    Args:
+        model: the model, already on its device.
+        regime: the recipe.
+        machine: device, precision, micro-batch.
+        seed: from it, the epoch and the image's index derive order, flips and noise.
+        watch: called with the progress at every look at the losses and at every change of stage.
+        history: file that gets one JSON line an epoch; None writes none.
+    """
+
+    def __init__(
+        self, model: Model, regime: Regime, machine: Machine, *, seed: int,
+        watch: Callable[[Progress], None] = lambda progress: None, history: Path | None = None,
+    ) -> None:  # fmt: skip
+        self.model, self.regime, self.machine, self.seed = model, regime, machine, seed
+        self.watch, self.history = watch, history
+        self.progress, self.record = Progress(), Training()
+        self.task_loss = LOSSES[regime.loss]
+        self.validation = quick(regime.validation_metric)
+        make = torch.optim.AdamW if regime.optimizer == "adamw" else torch.optim.Adam
+        fused = {"fused": True} if machine.device != "cpu" else {}
+        self.optimiser = make(
+            parameter_groups(model, regime.weight_decay), lr=regime.lr, betas=regime.betas, eps=regime.eps, **fused
+        )
+
+    def fit(self, train: SquashedSplit, validation: SquashedSplit) -> Training:
+        """Train, validate every epoch, and leave the model at its best epoch.
+
+        Raises:
+            NonFiniteLoss: with the step and the identifiers of its images.
+        """
+        record, progress, started = self.record, self.progress, time.perf_counter()
+        record.train_images, record.validation_images = len(train), len(validation)
+        progress.steps, progress.epochs = total_steps(len(train), self.regime), self.regime.epochs
+        best: dict[str, Tensor] = {}
+        for epoch in range(1, self.regime.epochs + 1):
+            progress.epoch, progress.stage = epoch, "training"
+            line = {"epoch": epoch, **self._train_epoch(train, epoch)}
+            progress.stage = "validating"
+            self.watch(progress)
+            score = self.validate(validation)
+            line |= {"step": progress.step, "validation": {self.regime.validation_metric: score}}
+            self._write(line)
+            record.epochs, record.steps = epoch, progress.step
+            if improves(self.regime.validation_metric, score, record.best_validation):
+                record.best_epoch, record.best_validation = epoch, score
+                best = {name: p.detach().clone() for name, p in self.model.trainable().items()}
+            record.stopped_early = 0 < self.regime.patience <= epoch - record.best_epoch
+            if record.stopped_early or progress.step >= progress.steps:
+                break
+        with torch.no_grad():
+            for name, parameter in self.model.trainable().items():
+                parameter.copy_(best.get(name, parameter))
+        record.seconds = time.perf_counter() - started
+        return record
+
+    def _train_epoch(self, train: SquashedSplit, epoch: int) -> dict[str, Any]:
+        self.model.train()
+        regime, progress, started, seen = self.regime, self.progress, time.perf_counter(), 0
+        losses: list[float] = []
+        pending: list[tuple[int, list[int], Tensor]] = []
+        flips = (self.seed, epoch) if regime.flip else None
+        for batch in batches(train, shuffled(len(train), self.seed, epoch), regime.batch_size, flips=flips):
+            if progress.step >= progress.steps:
+                break
+            rate = self._set_rate()
+            pending.append((progress.step + 1, batch.indices, self._step(batch.images, batch.masks, batch.indices)))
+            progress.step += 1
+            seen += len(batch.indices)
+            if self.record.first_step_at is None:
+                self.record.first_step_at = time.time()
+            if len(pending) == CHECK_EVERY or progress.step == 1:
+                losses += self._look(pending, train)
+                progress.loss, progress.images_per_second = losses[-1], seen / (time.perf_counter() - started)
+                self.watch(progress)
+        losses += self._look(pending, train)
+        seconds = time.perf_counter() - started
+        self.record.images_per_second = progress.images_per_second = seen / seconds
+        mean = sum(losses) / len(losses)
+        return {"loss": mean, "lr": rate, "seconds": seconds, "images_per_second": seen / seconds}
+
+    def _set_rate(self) -> float:
+        decay = 1 - self.progress.step / self.progress.steps if self.regime.schedule == "linear" else 1.0
+        for group in self.optimiser.param_groups:
+            group["lr"] = self.regime.lr * decay
+        return self.regime.lr * decay
+
+    def _step(self, images: Tensor, masks: Tensor, indices: list[int]) -> Tensor:
+        """One optimiser step; the loss of each image, (B,), still on the device."""
+        count, device = len(indices), self.machine.device
+        keys = image_keys(self.seed, self.progress.step, indices)
+        size, losses = self.machine.micro_batch or count, []
+        self.optimiser.zero_grad(set_to_none=True)
+        for start in range(0, count, size):
+            part = slice(start, start + size)
+            with self.machine.autocast():
+                output = self.model(images[part].to(device, non_blocking=True), keys[part].to(device))
+            target = self.model.targets(masks[part].to(device, non_blocking=True))
+            loss = self.model.loss(output, target, self.task_loss)
+            (loss.sum() / count).backward()
+            losses.append(loss.detach())
+        if self.regime.clip_norm:
+            nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.regime.clip_norm)
+        self.optimiser.step()
+        return torch.cat(losses)
+
+    def _look(self, pending: list[tuple[int, list[int], Tensor]], data: SquashedSplit) -> list[float]:
+        """The mean loss of each pending step; empties ``pending``."""
+        means = []
+        for step, indices, losses in pending:
+            if not torch.isfinite(losses).all():
+                odd = [data.split.identifiers[i] for i, x in zip(indices, losses.tolist(), strict=True) if not math.isfinite(x)]
+                raise NonFiniteLoss(f"non-finite loss at step {step}, images {', '.join(odd)}")
+            means.append(losses.mean().item())
+        pending.clear()
+        return means
+
+    @torch.no_grad()
+    def validate(self, data: SquashedSplit) -> float:
+        """The mean validation metric at the cell's image size."""
+        self.model.eval()
+        scores = []
+        for batch in batches(data, range(len(data)), self.regime.batch_size):
+            with self.machine.autocast():
+                output = self.model(batch.images.to(self.machine.device))
+            predicted = self.model.probabilities(output).cpu().numpy()
+            scores += [self.validation(p, m) for p, m in zip(predicted, batch.masks.numpy(), strict=True)]
+        return sum(scores) / len(scores)
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self.history is not None:
+            with self.history.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
