@@ -1,0 +1,24 @@
+"""What the methods are trained and scored on: real datasets in their published layouts, and generated shapes.
+
+One file a dataset; :mod:`datasets.base` holds the contract. The name is also that of Hugging Face's
+package: run from the project's folder, so that this one comes first.
+"""
+
+from datasets.base import Dataset, DatasetBroken, DatasetMissing, Sample, Split, evidence, load, register, registry
+from datasets.few_shot import few_shot
+from datasets.squash import squash_image, squash_mask
+
+__all__ = [
+    "Dataset",
+    "DatasetBroken",
+    "DatasetMissing",
+    "Sample",
+    "Split",
+    "evidence",
+    "few_shot",
+    "load",
+    "register",
+    "registry",
+    "squash_image",
+    "squash_mask",
+]

@@ -1,0 +1,202 @@
+"""Damage is found by decoding once, and what was found is remembered until a file changes."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from datasets import evidence, inspection, load
+from datasets.inspection import inspect_file, inspect_files
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that were decoded."""
+    names: list[str] = []
+
+    def counted(path: Path) -> inspection.Inspected:
+        names.append(path.name)
+        return inspect_file(path)
+
+    monkeypatch.setattr(inspection, "inspect_file", counted)
+    return names
+
+
+def encoded(format_: str, **options) -> bytes:
+    rng = np.random.default_rng(0)
+    grey = rng.integers(0, 200, (12, 16, 3), dtype=np.uint8)
+    picture = Image.fromarray(grey).resize((160, 120), Image.Resampling.BICUBIC)
+    stream = io.BytesIO()
+    picture.save(stream, format=format_, **options)
+    return stream.getvalue()
+
+
+JPEG = encoded("JPEG")
+DAMAGE = {
+    "half a JPEG": JPEG[: len(JPEG) // 2],
+    "JPEG without its last bytes": JPEG[:-10],
+    "JPEG with a tail of zeros": JPEG[: len(JPEG) // 2] + bytes(len(JPEG) - len(JPEG) // 2),
+    "half a progressive JPEG": encoded("JPEG", progressive=True)[:-400],
+    "half a PNG": encoded("PNG")[:-2000],
+    "PNG with one byte changed": encoded("PNG")[:5000] + b"\x01\x02" + encoded("PNG")[5002:],
+    "header alone": JPEG[:400],
+    "a web page": b"<html>404 Not Found</html>",
+    "nothing": b"",
+}
+
+
+@pytest.mark.parametrize("kind", DAMAGE)
+def test_damage_is_found(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(DAMAGE[kind])
+    found = inspect_file(path)
+    assert found.problem
+    assert found.sha256 == hashlib.sha256(DAMAGE[kind]).hexdigest()
+
+
+@pytest.mark.parametrize(
+    ("format_", "options"),
+    [("JPEG", {}), ("JPEG", {"progressive": True}), ("PNG", {}), ("TIFF", {}), ("BMP", {})],
+)
+def test_sound_files_are_measured(format_: str, options: dict, tmp_path: Path) -> None:
+    content = encoded(format_, **options)
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    found = inspect_file(path)
+    assert found.problem == ""
+    assert (found.width, found.height) == (160, 120)
+    assert found.sha256 == hashlib.sha256(content).hexdigest()
+
+
+def test_bytes_after_the_end_of_a_jpeg_are_no_damage(tmp_path: Path) -> None:
+    path = tmp_path / "file.jpg"
+    path.write_bytes(JPEG + bytes(500))
+    assert inspect_file(path).problem == ""
+
+
+def test_unreadable_file_is_a_problem(tmp_path: Path) -> None:
+    found = inspect_files("any", tmp_path, [tmp_path / "gone.jpg"])
+    assert "cannot be read" in found[tmp_path / "gone.jpg"].problem
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    base = tmp_path / "data"
+    base.mkdir()
+    for name in ("a.png", "b.png", "c.png"):
+        (base / name).write_bytes(encoded("PNG"))
+    return base
+
+
+def test_second_pass_decodes_nothing(folder: Path, decoded: list[str]) -> None:
+    files = sorted(folder.iterdir())
+    first = inspect_files("any", folder, files)
+    assert sorted(decoded) == ["a.png", "b.png", "c.png"]
+    decoded.clear()
+    assert inspect_files("any", folder, files) == first
+    assert decoded == []
+
+
+def test_changed_file_alone_is_decoded_again(folder: Path, decoded: list[str]) -> None:
+    files = sorted(folder.iterdir())
+    first = inspect_files("any", folder, files)
+
+    decoded.clear()
+    (folder / "a.png").write_bytes(encoded("PNG", compress_level=0))
+    stat = (folder / "b.png").stat()
+    os.utime(folder / "b.png", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    second = inspect_files("any", folder, files)
+    assert sorted(decoded) == ["a.png", "b.png"]
+    assert second[folder / "a.png"].sha256 != first[folder / "a.png"].sha256
+    assert second[folder / "b.png"] == first[folder / "b.png"]
+
+
+def test_size_is_compared_apart_from_time(folder: Path, decoded: list[str]) -> None:
+    path = folder / "a.png"
+    stat = path.stat()
+    inspect_files("any", folder, [path])
+    path.write_bytes(path.read_bytes()[:-1000])
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert inspect_files("any", folder, [path])[path].problem
+
+
+def test_damaged_files_are_never_remembered(folder: Path, decoded: list[str]) -> None:
+    path = folder / "a.png"
+    path.write_bytes(b"broken")
+    for _ in range(2):
+        assert inspect_files("any", folder, [path])[path].problem
+    assert decoded == ["a.png", "a.png"]
+
+
+def test_folders_do_not_share_what_is_remembered(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "other")  # with the same times
+    stat = (folder / "a.png").stat()
+    content = (folder / "a.png").read_bytes()
+    (tmp_path / "other" / "a.png").write_bytes(bytes(len(content)))
+    os.utime(tmp_path / "other" / "a.png", ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    for base, expected in ((folder, False), (tmp_path / "other", True)):
+        found = inspect_files("any", base, [base / "a.png"])
+        assert bool(found[base / "a.png"].problem) is expected
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 0, "files": {"a.png": []}}', '{"format": 1}'])
+def test_a_spoilt_memory_is_made_anew(content: str, folder: Path, cache: Path, decoded: list[str]) -> None:
+    files = [folder / "a.png"]
+    first = inspect_files("any", folder, files)
+    (stored,) = (cache / "inspection").iterdir()
+    stored.write_text(content)
+    assert inspect_files("any", folder, files) == first
+    assert inspect_files("any", folder, files) == first
+    assert decoded == ["a.png", "a.png"]
+
+
+def test_memory_is_replaced_in_one_step(folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    inspect_files("any", folder, [folder / "a.png"])
+    (stored,) = (cache / "inspection").iterdir()
+    before = stored.read_bytes()
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inspection.os, "replace", killed)
+    with pytest.raises(KeyboardInterrupt):
+        inspect_files("any", folder, [folder / "b.png"])
+    assert list((cache / "inspection").iterdir()) == [stored] and stored.read_bytes() == before
+
+
+def test_unwritable_cache_only_costs_time(
+    folder: Path, tmp_path: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "file" / "cache"))
+    for _ in range(2):
+        with pytest.warns(RuntimeWarning, match="BENCH_CACHE"):
+            found = inspect_files("any", folder, [folder / "a.png"])
+        assert not found[folder / "a.png"].problem
+    assert decoded == ["a.png", "a.png"]
+
+
+def test_second_open_of_the_real_sample_is_quick(test_data: Path, decoded: list[str]) -> None:
+    dataset = load("isic2017")
+    first = dataset.open(test_data / "isic2017_512")
+    assert len(decoded) == 2 * (1800 + 121 + 529)
+    decoded.clear()
+    started = time.process_time()
+    second = dataset.open(test_data / "isic2017_512")
+    assert time.process_time() - started < 1
+    assert decoded == []
+    assert evidence(second) == evidence(first)
