@@ -1,0 +1,42 @@
+# Two commands for a fresh machine: `make demo` and `make test`. Both make .venv themselves.
+#
+#   PYTHON=python3.12   the interpreter to build on (3.11 to 3.13)
+#   SYSTEM_TORCH=1      reuse the torch and torchvision that interpreter already has
+
+PYTHON ?= python3
+SYSTEM_TORCH ?=
+VENV := .venv
+PY := $(VENV)/bin/python
+
+.PHONY: demo test test-real clean
+
+demo: $(VENV)/ready  ## run every method on generated images and print the table (minutes)
+	$(PY) -m bench.run --matrix smoke
+	$(PY) -m analysis.tables
+	@echo
+	@echo "Where to look next"
+	@echo "  the cells' files     results/cells/<id>/   (result.json, history.jsonl, log.txt, the adapter)"
+	@echo "  curves and runs      $(VENV)/bin/mlflow ui     then http://127.0.0.1:5000, experiment sam-peft"
+	@echo "  your data, one GPU   README.md, 'A first real run'"
+
+test: $(VENV)/ready  ## all tests; real images where BENCH_TEST_DATA names them
+	$(PY) -m pytest
+
+test-real: $(VENV)/ready  ## the tests on real images alone
+	@test -n "$(BENCH_TEST_DATA)" || { echo "set BENCH_TEST_DATA to the folder of real samples"; exit 2; }
+	$(PY) -m pytest -k real
+
+clean:  ## remove the environment; results stay
+	rm -rf $(VENV)
+
+$(VENV)/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v <= (3, 13) else \
+	  f"error: Python {v[0]}.{v[1]} is not supported (3.11 to 3.13); choose another: make PYTHON=python3.12")'
+	@$(PYTHON) -c 'import venv, ensurepip' 2>/dev/null || { \
+	  echo "error: $(PYTHON) cannot make virtual environments; install its venv package (Debian: python3-venv)"; exit 1; }
+	@echo "making $(VENV): a few minutes and about 6 GB the first time, most of it torch"
+	$(PYTHON) -m venv $(if $(SYSTEM_TORCH),--system-site-packages) $(VENV)
+	@# An installed torch brings versions of its own that the tested ones must not replace.
+	@sed '$(if $(SYSTEM_TORCH),/^\(torch\|torchvision\|numpy\)=/d)' constraints.txt > $(VENV)/constraints.txt
+	$(PY) -m pip install --quiet --disable-pip-version-check --editable '.[test]' --constraint $(VENV)/constraints.txt
+	@touch $@
