@@ -14,19 +14,20 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.guard import WrongPackage, check_packages
-from bench.spec import SCHEMA, Cell
+from bench.spec import Cell
 from bench.store import HEARTBEAT_SECONDS, AlreadyRunning, Attempt, CellFolder, Results, Revoked
 
 if TYPE_CHECKING:
     from bench.training import Progress
-    from methods.base import Context
 
 log = logging.getLogger("bench.cell")
+# Exit codes; 2 is a usage error, as argparse's.
+FAILED, CLAIMED, REVOKED, INTERRUPTED = 1, 3, 4, 130
 PARENT_PIPE = "BENCH_PARENT_PIPE"  # set by whoever holds the other end of standard input
 
 
@@ -75,7 +76,7 @@ def end_with_parent() -> None:
     def watch() -> None:
         while os.read(0, 1024):
             continue
-        os._exit(130)
+        os._exit(INTERRUPTED)
 
     if os.environ.get(PARENT_PIPE):
         threading.Thread(target=watch, daemon=True).start()
@@ -91,99 +92,6 @@ def outcome(error: BaseException) -> tuple[str, str]:
     return "failed", reason
 
 
-def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, reporter: Reporter) -> None:
-    """The whole work of a cell, committed at its end."""
-    import torch
-
-    import datasets
-    import methods
-    from bench import environment, evidence
-    from bench.data import SquashedSplit, fixed_subset, open_splits
-    from bench.evaluation import evaluate
-    from bench.training import Machine, Trainer
-    from methods.sam.checkpoints import resolve
-
-    torch.manual_seed(cell.spec["seed"])
-    machine = Machine(options.device, cell.spec["precision"], options.micro_batch)
-    dataset, method, regime, context = cell.dataset(), cell.method(), cell.regime(), context_for(cell, options)
-    splits = open_splits(cell, options.data_root, allow_broken=options.allow_broken)
-    train = fixed_subset(splits["train"], regime.max_train_images, dataset.split_seed)
-    validation = fixed_subset(splits["validation"], regime.max_validation_images, dataset.split_seed)
-    checkpoint = resolve(context.backbone, context.checkpoint)
-    model = method.build(context).to(options.device)
-    log.info("%s, trainable %s of %s", cell.id, *model.count().values())
-
-    trainer = Trainer(
-        model, regime, machine, seed=cell.spec["seed"], watch=reporter.progress, history=attempt.path / "history.jsonl"
-    )
-    record = trainer.fit(SquashedSplit(train, context.image_size), SquashedSplit(validation, context.image_size))
-    began = time.perf_counter()
-    evaluation = evaluate(
-        model, {name: splits[name] for name in dataset.test_sets}, machine, image_size=context.image_size, watch=reporter.scoring
-    )
-    digest = checkpoint.digest()
-    card = {"method": cell.spec["method"], "context": asdict(context), "backbone_digest": digest, "cell": cell.id}
-    methods.save(model, attempt.path, {**card, "method": {"parameters": {}, **card["method"]}})
-    result = {
-        "schema": SCHEMA, "id": cell.id, "resolved": cell.resolved(), "attempt": attempt.number,
-        "parameters": model.count(), "random_backbone": checkpoint.random,
-        "training": {
-            **asdict(record), "train_images_available": len(splits["train"]),
-            "micro_batch": options.micro_batch or regime.batch_size, "peak_memory_bytes": environment.peak_memory(options.device),
-        },
-        "environment": environment.describe(options.device),
-        **scores_of(evaluation, dataset, time.perf_counter() - began),
-    }  # fmt: skip
-    attempt.cell.create(cell, evidence.collect(cell, datasets.evidence(splits), digest))
-    files = ["history.jsonl", methods.adapter.WEIGHTS, methods.adapter.CARD, *evaluation.write(attempt.path)]
-    attempt.commit(files, result)
-
-
-def score_again(cell: Cell, attempt: Attempt, options: argparse.Namespace, reporter: Reporter) -> None:
-    """Score the committed adapter with today's metrics and data; nothing is trained."""
-    import datasets
-    import methods
-    from bench import evidence
-    from bench.data import open_splits
-    from bench.evaluation import evaluate
-    from bench.training import Machine
-
-    folder, dataset = attempt.cell, cell.dataset()
-    old = folder.result()
-    if old is None:
-        raise FileNotFoundError(f"{cell.id} has no result to score again; run it first: python -m bench.cell {cell.id}")
-    splits = open_splits(cell, options.data_root, allow_broken=options.allow_broken)
-    model = methods.load(folder.path).to(options.device)
-    began = time.perf_counter()
-    evaluation = evaluate(
-        model, {name: splits[name] for name in dataset.test_sets}, Machine(options.device, cell.spec["precision"]),
-        image_size=cell.spec["image_size"], watch=reporter.scoring,
-    )  # fmt: skip
-    made = folder.read()["evidence"]
-    made["source"] = {**made.get("source", {}), "evaluation": evidence.source_evidence(cell)["evaluation"]}
-    made |= datasets.evidence(splits)
-    folder.create(cell, made)
-    result = {**old, "attempt": attempt.number, **scores_of(evaluation, dataset, time.perf_counter() - began)}
-    attempt.commit(evaluation.write(attempt.path), result)
-
-
-def context_for(cell: Cell, options: argparse.Namespace) -> Context:
-    """The cell's context, with the checkpoint's path on this machine where one was given."""
-    context = cell.context()
-    return replace(context, checkpoint=options.checkpoint) if options.checkpoint else context
-
-
-def scores_of(evaluation: Any, dataset: Any, seconds: float) -> dict[str, Any]:
-    """The part of a result that an evaluation decides."""
-    from bench.metrics import METRICS
-
-    return {
-        "scores": evaluation.scores, "images": evaluation.images, "degenerate": evaluation.degenerate,
-        "dataset_metrics": list(dataset.metrics), "evaluation": {"seconds": seconds},
-        "metrics": {key: {"label": metric.label, "better": metric.better} for key, metric in METRICS.items()},
-    }  # fmt: skip
-
-
 def run(folder: CellFolder, options: argparse.Namespace) -> int:
     """Claim the cell, do its work, record how it ended; returns the exit code."""
     cell = Cell(folder.read()["spec"])
@@ -196,15 +104,18 @@ def run(folder: CellFolder, options: argparse.Namespace) -> int:
         attempt = folder.claim()
     except AlreadyRunning as error:
         log.error("%s", error)
-        return 3
+        return CLAIMED
     before = folder.status()
     folder.set_state("running", attempt=attempt.number)
     reporter = Reporter(attempt, options.device)
     try:
-        (score_again if options.evaluate else train_and_score)(cell, attempt, options, reporter)
+        # Imported under the claim: whoever looks sees that the cell is taken while torch loads.
+        from bench import work
+
+        (work.score_again if options.evaluate else work.train_and_score)(cell, attempt, options, reporter)
     except Revoked as error:
         log.error("%s", error)
-        return 4
+        return REVOKED
     except BaseException as error:
         attempt.revoke()
         state, reason = outcome(error)
@@ -213,7 +124,7 @@ def run(folder: CellFolder, options: argparse.Namespace) -> int:
             folder.set_state("done", attempt=before["attempt"], reason=f"scoring again {state}: {reason}")
         else:
             folder.set_state(state, reason=reason, attempt=attempt.number)
-        return 130 if state == "interrupted" else 1
+        return INTERRUPTED if state == "interrupted" else FAILED
     finally:
         reporter.end()
     log.info("%s done: %s", cell.id, headline(folder.result() or {}))
@@ -221,24 +132,34 @@ def run(folder: CellFolder, options: argparse.Namespace) -> int:
 
 
 def headline(result: Mapping[str, Any]) -> str:
-    """The scores a dataset's tables print, in one line."""
+    """The scores a dataset's tables print and what looks wrong about them, in one line."""
     keys = result.get("dataset_metrics", [])
-    return "; ".join(
+    scores = [
         f"{test_set}: " + ", ".join(f"{key} {protocols['paper'][key]:.4f}" for key in keys)
         for test_set, protocols in result.get("scores", {}).items()
-    )
+    ]
+    return "; ".join(scores + [f"DEGENERATE, {sign}" for sign in result.get("degenerate", [])])
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:
+    """The command line of ``python -m bench.cell``."""
     parser = argparse.ArgumentParser(prog="python -m bench.cell", description=__doc__.split("\n\n")[0])
-    parser.add_argument("id", help="a folder's name under results/cells; `python -m bench.run --matrix NAME --dry-run` makes them")
+    parser.add_argument(
+        "id", help="a folder's name under results/cells; `python -m bench.run --matrix NAME --dry-run` makes them"
+    )
     parser.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
     parser.add_argument("--data-root", type=Path, help="where datasets lie (default: $BENCH_DATA_ROOT)")
     parser.add_argument("--device", default="cpu", help="cpu, cuda, cuda:1 (default: cpu)")
     parser.add_argument("--threads", type=int, default=0, help="CPU threads (default: torch's own choice)")
-    parser.add_argument("--micro-batch", type=int, default=0, help="images a forward pass; changes speed and memory only")
-    parser.add_argument("--checkpoint", help="path of the checkpoint on this machine, where the cell's was given as a path")
-    parser.add_argument("--allow-broken", action="store_true", help="use a dataset although some of its files are broken")
+    parser.add_argument(
+        "--micro-batch", type=int, default=0, help="images a forward pass; changes speed and memory only"
+    )
+    parser.add_argument(
+        "--checkpoint", help="path of the checkpoint on this machine, where the cell's was given as a path"
+    )
+    parser.add_argument(
+        "--allow-broken", action="store_true", help="use a dataset although some of its files are broken"
+    )
     parser.add_argument("--evaluate", action="store_true", help="score the saved adapter again, train nothing")
     parser.add_argument("--again", action="store_true", help="run a cell that is done once more")
     return parser.parse_args(words)

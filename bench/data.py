@@ -85,8 +85,13 @@ def fixed_subset(split: Split, limit: int, seed: int) -> Split:
 
 
 def batches(
-    data: SquashedSplit, order: Sequence[int], batch_size: int, *, flips: tuple[int, int] | None = None, workers: int = 2
-) -> Iterator[Batch]:  # fmt: skip
+    data: SquashedSplit,
+    order: Sequence[int],
+    batch_size: int,
+    *,
+    flips: tuple[int, int] | None = None,
+    workers: int = 2,
+) -> Iterator[Batch]:
     """Batches in ``order``, read ahead by threads (decoding releases the interpreter's lock).
 
     Args:

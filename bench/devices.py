@@ -60,7 +60,9 @@ def slots(wanted: str = "auto") -> list[Slot]:
         raise DeviceError(f"--devices {wanted!r} is unknown; allowed: auto, cpu, cpu:N, or GPU numbers such as 0,1")
     chosen = [int(number) for number in numbers]
     if max(chosen) >= visible:
-        raise DeviceError(f"--devices {wanted}: torch sees {visible} GPUs, numbered from 0; allowed: auto, cpu, cpu:N, numbers")
+        raise DeviceError(
+            f"--devices {wanted}: torch sees {visible} GPUs, numbered from 0; allowed: auto, cpu, cpu:N, numbers"
+        )
     return _gpu_slots(chosen)
 
 
@@ -82,7 +84,8 @@ def _gpu_slots(numbers) -> list[Slot]:
     threads = max(1, (os.cpu_count() or 1) // len(numbers))
     shared = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "OMP_NUM_THREADS": str(threads)}
     return [
-        Slot(f"gpu {n}", "cuda:0", threads, {**shared, "CUDA_VISIBLE_DEVICES": outer[n] if outer else str(n)}) for n in numbers
+        Slot(f"gpu {n}", "cuda:0", threads, {**shared, "CUDA_VISIBLE_DEVICES": outer[n] if outer else str(n)})
+        for n in numbers
     ]
 
 
@@ -109,5 +112,9 @@ def _unusable_gpus() -> str | None:
     import torch
 
     built = torch.version.cuda
-    why = f"This torch {torch.__version__} is built for CUDA {built}." if built else f"This torch {torch.__version__} is built without CUDA."
+    why = (
+        f"This torch {torch.__version__} is built for CUDA {built}."
+        if built
+        else f"This torch {torch.__version__} is built without CUDA."
+    )
     return f"{listed.stdout.strip()}\n{why}"

@@ -62,9 +62,13 @@ def to_native(probability: Tensor, size: tuple[int, int]) -> np.ndarray:
 
 @torch.no_grad()
 def evaluate(
-    model: Model, test_sets: dict[str, Split], machine: Machine, *, image_size: int,
+    model: Model,
+    test_sets: dict[str, Split],
+    machine: Machine,
+    *,
+    image_size: int,
     watch: Callable[[str, int, int], None] = lambda test_set, done, total: None,
-) -> Evaluation:  # fmt: skip
+) -> Evaluation:
     """Predict and score all test sets.
 
     Args:

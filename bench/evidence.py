@@ -31,7 +31,10 @@ def stripped(source: str) -> str:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column]
     for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) and ast.get_docstring(node) is not None:
+        if (
+            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
+            and ast.get_docstring(node) is not None
+        ):
             text = node.body[0]
             lines[text.lineno - 1 : text.end_lineno] = [""] * (text.end_lineno - text.lineno + 1)
     return "\n".join(line.rstrip() for line in lines if line.strip())
@@ -103,7 +106,13 @@ def collect(cell: Cell, data: Mapping[str, Any], checkpoint: str) -> dict[str, A
         data: the evidence of its opened dataset: ``data``, ``split``, ``images``.
         checkpoint: the checkpoint's digest.
     """
-    return {"data": data["data"], "split": data["split"], "images": data["images"], "checkpoint": checkpoint, "source": source_evidence(cell)}
+    return {
+        "data": data["data"],
+        "split": data["split"],
+        "images": data["images"],
+        "checkpoint": checkpoint,
+        "source": source_evidence(cell),
+    }
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,7 @@ def check_packages() -> None:
         found = Path(spec.origin).resolve() if spec and spec.origin else None
         if found != PROJECT / name / "__init__.py":
             raise WrongPackage(
-                f"`import {name}` finds {found or 'nothing'}, not {PROJECT / name}: another package of that name is in the way. "
-                f"Start from the project's folder (`cd {PROJECT} && python -m bench.run ...`), or put it first on the path: "
-                f"`PYTHONPATH={PROJECT} python -m bench.run ...`."
+                f"`import {name}` finds {found or 'nothing'}, not {PROJECT / name}: another package of that name is in "
+                f"the way. Start from the project's folder (`cd {PROJECT} && python -m bench.run ...`), or put it first "
+                f"on the path: `PYTHONPATH={PROJECT} python -m bench.run ...`."
             )

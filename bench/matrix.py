@@ -16,8 +16,8 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from bench.registry import UnknownName
 from bench.regime import Regime
+from bench.registry import UnknownName
 from bench.spec import Cell, make_cell
 
 FOLDER = Path(__file__).resolve().parent / "matrices"
@@ -72,7 +72,7 @@ class Entered:
 
     Attributes:
         cell: the cell.
-        checkpoint: the path of its checkpoint where the matrix names one by path.
+        checkpoint: the absolute path of its checkpoint where the matrix names one by path.
     """
 
     cell: Cell
@@ -153,7 +153,9 @@ def _as_list(value: Any) -> list[Any]:
 def _axes(values: Mapping[str, Any], listed: frozenset[str] = frozenset()) -> Iterator[dict[str, Any]]:
     """All combinations; a list is an axis, except where the key takes a list: there a list of lists is."""
     choices = {
-        key: value if isinstance(value, list) and (key not in listed or any(isinstance(v, list) for v in value)) else [value]
+        key: value
+        if isinstance(value, list) and (key not in listed or any(isinstance(v, list) for v in value))
+        else [value]
         for key, value in values.items()
     }
     for combination in itertools.product(*choices.values()):
@@ -193,21 +195,33 @@ def expand(matrix: Matrix, *, precision: str) -> list[Entered]:
 
     found: dict[str, tuple[int, Entered]] = {}
     for block in matrix.cells:
-        settings = {key: getattr(matrix, key) if getattr(block, key) is None else getattr(block, key) for key in SETTINGS}
+        settings = {
+            key: getattr(matrix, key) if getattr(block, key) is None else getattr(block, key) for key in SETTINGS
+        }
         seeds = matrix.seeds if block.seeds is None else block.seeds
         product = itertools.product(
-            _entries(block.datasets, datasets.registry), _entries(block.methods, methods.registry), _axes(settings), seeds
+            _entries(block.datasets, datasets.registry),
+            _entries(block.methods, methods.registry),
+            _axes(settings),
+            seeds,
         )
         for (dataset, data_parameters), (method, parameters), setting, seed in product:
             data_parameters = dict(data_parameters)
             checkpoint = resolve(setting["backbone"], setting["checkpoint"])
             cell = make_cell(
-                kind=block.kind, seed=seed, shots=data_parameters.pop("shots", None),
-                dataset=datasets.load(dataset, **data_parameters), method=methods.create(method, parameters),
-                backbone=setting["backbone"], checkpoint=checkpoint.name, image_size=_size(setting),
-                precision=_precision(setting["precision"], precision), regime=_checked_regime(block.regime),
-            )  # fmt: skip
-            by_path = setting["checkpoint"] if checkpoint.path and not checkpoint.official else None
+                kind=block.kind,
+                seed=seed,
+                shots=data_parameters.pop("shots", None),
+                dataset=datasets.load(dataset, **data_parameters),
+                method=methods.create(method, parameters),
+                backbone=setting["backbone"],
+                checkpoint=checkpoint.name,
+                image_size=_size(setting),
+                precision=_precision(setting["precision"], precision),
+                regime=_checked_regime(block.regime),
+            )
+            path = Path(setting["checkpoint"]).expanduser()
+            by_path = str(path.resolve()) if checkpoint.path == path else None
             found.setdefault(cell.id, (seeds.index(seed), Entered(cell, by_path)))
     return [entered for _, entered in sorted(found.values(), key=lambda item: item[0])]
 

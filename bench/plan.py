@@ -63,9 +63,13 @@ class Plan:
 
 
 def make(
-    entered: Iterable[Entered], results: Results, *, data_root: Path | None = None, allow_broken: bool = False,
+    entered: Iterable[Entered],
+    results: Results,
+    *,
+    data_root: Path | None = None,
+    allow_broken: bool = False,
     rerun: str | None = None,
-) -> Plan:  # fmt: skip
+) -> Plan:
     """Compare a matrix with what the results folder holds.
 
     Args:
@@ -141,4 +145,6 @@ def mark_stale(folder: Any, cell: Planned) -> None:
     status = folder.status()
     marks = cell.note.removeprefix("differs in ").split(", ") if cell.state == "stale" else []
     if status.get("stale", []) != marks:
-        folder.set_state("done", reason=status["reason"], attempt=status["attempt"], **({"stale": marks} if marks else {}))
+        folder.set_state(
+            "done", reason=status["reason"], attempt=status["attempt"], **({"stale": marks} if marks else {})
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import threading
 from collections import Counter
 from types import TracebackType
 from typing import Any
@@ -14,6 +14,7 @@ from rich.text import Text
 
 from bench.scheduler import Outcome, Running, Scheduler
 
+LINE_SECONDS = 60.0
 COLOURS = {"done": "green", "failed": "red", "oom": "red", "timeout": "red", "interrupted": "yellow"}
 
 
@@ -42,14 +43,22 @@ class Display:
         self._scheduler, self._total, self._console = scheduler, total, console
         self._states: Counter[str] = Counter()
         self._seconds: list[float] = []
-        self._live = Live(get_renderable=self._render, console=console, refresh_per_second=2) if console.is_terminal else None
+        self._live = (
+            Live(get_renderable=self._render, console=console, refresh_per_second=2) if console.is_terminal else None
+        )
+        self._left = threading.Event()
 
     def __enter__(self) -> Display:
         if self._live:
             self._live.start()
+        else:
+            threading.Thread(target=self._report, daemon=True).start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._left.set()
         if self._live:
             self._live.stop()
 
@@ -67,13 +76,24 @@ class Display:
         text.stylize(COLOURS.get(outcome.state, ""), 0, len(outcome.state))
         self._console.print(text, soft_wrap=True)
 
+    def _report(self) -> None:
+        """Without a terminal: a line for every running cell now and then."""
+        while not self._left.wait(LINE_SECONDS):
+            for running, progress in self._scheduler.running():
+                stage, epoch, step, loss, rate, left = _columns(progress)
+                parts = [stage, epoch and f"epoch {epoch}", step and f"step {step}", loss and f"loss {loss}"]
+                parts += [rate and f"{rate} images/s", left and f"{left} left"]
+                self._line(f"        {running.planned.id} on {running.slot.label}: " + ", ".join(filter(None, parts)))
+
     def _line(self, text: str) -> None:
         self._console.print(text, soft_wrap=True, highlight=False)
 
     def _render(self) -> Group:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
         for column in ("cell", "device", "stage", "epoch", "step", "loss", "images/s", "ETA"):
-            table.add_column(column, no_wrap=True, justify="right" if column in ("epoch", "step", "loss", "images/s") else "left")
+            table.add_column(
+                column, no_wrap=True, justify="right" if column in ("epoch", "step", "loss", "images/s") else "left"
+            )
         for running, progress in self._scheduler.running():
             table.add_row(running.planned.id, running.slot.label, *_columns(progress))
         left = self._total - sum(self._states.values())
@@ -90,11 +110,7 @@ def _columns(progress: dict[str, Any]) -> list[str]:
     """The changing part of a running cell's row."""
     rate, loss = progress.get("images_per_second"), progress.get("loss")
     steps, step = progress.get("steps") or 0, progress.get("step") or 0
-    left = None
-    if rate and steps and step and progress.get("stage") == "training":
-        age = max(0.0, time.time() - progress.get("at", time.time()))
-        images = progress.get("images_per_step", 4)
-        left = max(0.0, (steps - step) * images / rate - age)
+    left = progress.get("seconds_left") if progress.get("stage") == "training" else None
     return [
         progress.get("stage", "starting"),
         f"{progress.get('epoch')}/{progress.get('epochs')}" if progress.get("epochs") else "",

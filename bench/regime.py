@@ -56,9 +56,14 @@ class Regime(BaseModel):
 # Where the paper's text and the release differ: plain Adam, one rate throughout, no clipping, no early stop,
 # and the structure loss with the weighted cross-entropy of its published formula.
 PAPER_TEXT: dict[str, Any] = {
-    "preset": "paper_text", "optimizer": "adam", "eps": 1e-8, "schedule": "constant", "clip_norm": 0.0, "patience": 0,
+    "preset": "paper_text",
+    "optimizer": "adam",
+    "eps": 1e-8,
+    "schedule": "constant",
+    "clip_norm": 0.0,
+    "patience": 0,
     "loss": "structure_weighted",
-}  # fmt: skip
+}
 
 
 def resolve(dataset_regime: Mapping[str, Any], overrides: Mapping[str, Any]) -> tuple[Regime, dict[str, Any]]:

@@ -101,5 +101,7 @@ class Registry(Generic[T]):
             else:
                 raise UnknownName(self.kind, name, self.names())
         if name not in self._classes:
-            raise ValueError(f"the {self.kind} {name!r} was imported but did not register itself with @register({name!r})")
+            raise ValueError(
+                f"the {self.kind} {name!r} was imported but did not register itself with @register({name!r})"
+            )
         return self._classes[name]

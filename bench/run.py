@@ -22,11 +22,24 @@ from bench.guard import check_packages
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of ``python -m bench.run``."""
     parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.split("\n\n")[0])
     add = parser.add_argument
     add("--matrix", required=True, help=f"a name ({', '.join(matrices.names())}) or a .toml file")
-    add("--only", action="append", default=[], metavar="KEY=VALUE,...", help=f"run these cells only; keys: {', '.join(matrices.FILTERS)}")
-    add("--set", action="append", default=[], metavar="KEY=VALUE", help="change a setting or a regime value in every cell, e.g. epochs=5")
+    add(
+        "--only",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE,...",
+        help=f"run these cells only; keys: {', '.join(matrices.FILTERS)}",
+    )
+    add(
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="change a setting or a regime value in every cell, e.g. epochs=5",
+    )
     add("--dry-run", action="store_true", help="print the plan and stop")
     add("--devices", default="auto", help="auto, cpu, cpu:N, or GPU numbers such as 0,1 (default: auto)")
     add("--results", type=Path, default=Path("results"), help="results folder (default: results)")
@@ -34,7 +47,12 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     add("--rerun", choices=["failed", "oom", "timeout", "stale", "all"], help="also run cells in this state again")
     add("--skip-missing", action="store_true", help="go on without cells whose dataset is missing")
     add("--allow-broken", action="store_true", help="use datasets although some of their files are broken")
-    add("--micro-batch", type=int, default=0, help="images a forward pass; changes speed and memory only (default: the whole batch)")
+    add(
+        "--micro-batch",
+        type=int,
+        default=0,
+        help="images a forward pass; changes speed and memory only (default: the whole batch)",
+    )
     add("--tracking-uri", help="MLflow store (default: sqlite:///mlflow.db beside the results folder)")
     add("--no-tracking", action="store_true", help="leave MLflow alone; `python -m bench.tracking rebuild` catches up")
     return parser.parse_args(words)
@@ -69,13 +87,17 @@ def print_plan(plan: Any, places: Sequence[Any], results: Path, console: Console
     """The plan in words: counts, what is missing, loud where a backbone is random."""
     todo = plan.todo()
     counts = ", ".join(f"{count} {state}" for state, count in sorted(plan.counts().items()))
-    console.print(f"{len(plan.cells)} cells ({counts}); {len(todo)} to run on {', '.join(slot.label for slot in places)}", highlight=False)
+    console.print(
+        f"{len(plan.cells)} cells ({counts}); {len(todo)} to run on {', '.join(slot.label for slot in places)}",
+        highlight=False,
+    )
     if plan.random_backbones():
         console.print(
             f"RANDOM BACKBONE: {', '.join(sorted(plan.random_backbones()))} has no pre-trained weights here. "
             "The numbers show that everything runs; they say nothing about which method is better.",
-            style="bold yellow", highlight=False,
-        )  # fmt: skip
+            style="bold yellow",
+            highlight=False,
+        )
     for name, reason in plan.missing.items():
         console.print(f"dataset {name} is missing: {reason}", style="yellow", highlight=False, soft_wrap=True)
     for cell in plan.cells:
@@ -84,21 +106,28 @@ def print_plan(plan: Any, places: Sequence[Any], results: Path, console: Console
             console.print(f"  {mark}{cell.state:<12}{cell.id}  {cell.note}", highlight=False, soft_wrap=True)
     states = {cell.state for cell in plan.cells if not cell.runs} & {"failed", "oom", "timeout", "stale"}
     for state in sorted(states):
-        console.print(f"  --rerun {state} runs the {state} cells again; their logs: {results}/cells/<id>/log.txt", highlight=False)
+        console.print(
+            f"  --rerun {state} runs the {state} cells again; their logs: {results}/cells/<id>/log.txt", highlight=False
+        )
 
 
 def fetch_checkpoints(plan: Any, console: Console) -> None:
     """Bring official checkpoints here before the first cell starts, so that no device waits for a download."""
     from methods.sam.checkpoints import resolve
 
-    wanted = {(c.entered.cell.spec["backbone"], c.entered.checkpoint or c.entered.cell.spec["checkpoint"]) for c in plan.todo()}
+    wanted = {
+        (c.entered.cell.spec["backbone"], c.entered.checkpoint or c.entered.cell.spec["checkpoint"])
+        for c in plan.todo()
+    }
     for backbone, name in sorted(wanted):
         checkpoint = resolve(backbone, name)
         if not checkpoint.random:
             console.print(f"checkpoint {checkpoint.name}: {checkpoint.fetch()}", highlight=False, soft_wrap=True)
 
 
-def execute(plan: Any, places: Sequence[Any], options: argparse.Namespace, console: Console) -> tuple[dict[str, int], bool]:
+def execute(
+    plan: Any, places: Sequence[Any], options: argparse.Namespace, console: Console
+) -> tuple[dict[str, int], bool]:
     """Run the plan; returns how many cells ended in each state, and whether the run was stopped."""
     from bench.cell import headline
     from bench.progress import Display
@@ -107,7 +136,9 @@ def execute(plan: Any, places: Sequence[Any], options: argparse.Namespace, conso
     from bench.tracking import Tracker
 
     results = Results(options.results)
-    passed_on = CellOptions(options.data_root and options.data_root.resolve(), options.micro_batch, options.allow_broken)
+    passed_on = CellOptions(
+        options.data_root and options.data_root.resolve(), options.micro_batch, options.allow_broken
+    )
     displays: list[Display] = []
     scheduler = Scheduler(results, places, passed_on, on_start=lambda running: displays[0].started(running))
     for number in (signal.SIGINT, signal.SIGTERM):
@@ -131,7 +162,7 @@ def execute(plan: Any, places: Sequence[Any], options: argparse.Namespace, conso
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Entry point of ``python -m bench.run``; returns 0 if every cell of the matrix is done or was left out on request."""
+    """Entry point of ``python -m bench.run``; 0 if all cells are done, 1 if some failed, 2 for a usage error."""
     options = parse(words)
     console = Console(width=None if sys.stdout.isatty() else 200)
     try:
@@ -146,7 +177,8 @@ def main(words: Sequence[str] | None = None) -> int:
 def _main(options: argparse.Namespace, console: Console) -> int:
     check_packages()
     chosen = matrices.override(matrices.read(options.matrix), settings(options.set))
-    from bench import devices, plan as planning
+    from bench import devices
+    from bench import plan as planning
     from bench.store import Results
 
     places = devices.slots(options.devices)
@@ -164,7 +196,11 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     planning.write(plan, results)
     fetch_checkpoints(plan, console)
     ended, stopped = execute(plan, places, options, console)
-    console.print(f"executed {sum(ended.values())} cells: " + (", ".join(f"{n} {s}" for s, n in sorted(ended.items())) or "nothing to do"), highlight=False)
+    console.print(
+        f"executed {sum(ended.values())} cells: "
+        + (", ".join(f"{n} {s}" for s, n in sorted(ended.items())) or "nothing to do"),
+        highlight=False,
+    )
     if stopped:
         console.print("stopped; the same command goes on from here", highlight=False)
         return 130

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.backends import local
-from bench.cell import PARENT_PIPE
+from bench.cell import CLAIMED, FAILED, INTERRUPTED, PARENT_PIPE, REVOKED
 from bench.devices import Slot
 from bench.guard import PROJECT
 from bench.plan import Planned
@@ -79,9 +79,13 @@ class Scheduler:
     """
 
     def __init__(
-        self, results: Results, slots: Sequence[Slot], options: CellOptions, *,
+        self,
+        results: Results,
+        slots: Sequence[Slot],
+        options: CellOptions,
+        *,
         on_start: Callable[[Running], None] = lambda running: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self._results, self._slots, self._options, self._on_start = results, slots, options, on_start
         self._running: dict[str, Running] = {}
         self._lock = threading.Lock()
@@ -117,9 +121,13 @@ class Scheduler:
         try:
             with (folder.path / "log.txt").open("ab") as log:
                 process = subprocess.Popen(
-                    self._command(planned, slot), stdin=subprocess.PIPE, stdout=log, stderr=log, env=self._environment(slot),
+                    self._command(planned, slot),
+                    stdin=subprocess.PIPE,
+                    stdout=log,
+                    stderr=log,
+                    env=self._environment(slot),
                     start_new_session=True,  # a Ctrl-C in the terminal is the scheduler's to hand on
-                )  # fmt: skip
+                )
         except OSError as error:
             folder.set_state("failed", reason=f"its process could not be started: {error}")
             return Outcome(planned.id, "failed", str(error), 0.0, slot.label)
@@ -139,7 +147,7 @@ class Scheduler:
         words = [sys.executable, "-m", "bench.cell", planned.id, "--results", str(self._results.path.resolve())]
         words += ["--device", slot.device, "--threads", str(slot.threads), *self._options.words()]
         if planned.entered.checkpoint:
-            words += ["--checkpoint", str(Path(planned.entered.checkpoint).resolve())]
+            words += ["--checkpoint", planned.entered.checkpoint]
         return words + (["--again"] if planned.state in ("done", "stale") else [])
 
     def _environment(self, slot: Slot) -> dict[str, str]:
@@ -164,14 +172,13 @@ class Scheduler:
     def _settle(self, planned: Planned, code: int) -> tuple[str, str]:
         """The state a finished process left, recorded for it where it could not do so itself."""
         folder = self._results.cell(planned.id)
-        if code == 3:
+        if code in (CLAIMED, REVOKED):
             return "elsewhere", "another process runs it"
-        for attempt in folder.attempts()[-1:]:
-            attempt.revoke()
-        status = folder.status()
-        if code == 0 or status["state"] in ("oom", "timeout") or (code > 0 and status["state"] in ("failed", "interrupted")):
+        if code in (0, FAILED, INTERRUPTED):
+            status = folder.status()
             return status["state"], status["reason"] or ""
-        if status["state"] == "done" and not planned.runs:
+        attempts = folder.attempts()
+        if attempts and attempts[-1].settle():
             return "done", ""
         if self.stopped:
             state, reason = "interrupted", "the run was stopped"
@@ -180,7 +187,7 @@ class Scheduler:
             reason += "; the system may have been out of memory" if code == -signal.SIGKILL else ""
         else:
             state, reason = "failed", f"exit code {code}: {_last_line(folder.path / 'log.txt')}"
-        folder.set_state(state, reason=reason, attempt=status["attempt"])
+        folder.set_state(state, reason=reason, attempt=attempts[-1].number if attempts else None)
         return state, reason
 
 

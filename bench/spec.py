@@ -74,9 +74,12 @@ class Cell:
         from methods import Context
 
         return Context(
-            num_classes=self.dataset().num_classes, image_size=self.spec["image_size"], backbone=self.spec["backbone"],
-            checkpoint=self.spec["checkpoint"], seed=self.spec["seed"],
-        )  # fmt: skip
+            num_classes=self.dataset().num_classes,
+            image_size=self.spec["image_size"],
+            backbone=self.spec["backbone"],
+            checkpoint=self.spec["checkpoint"],
+            seed=self.spec["seed"],
+        )
 
     def resolved(self) -> dict[str, Any]:
         """Every value the cell ran with, defaults included, for the record."""
@@ -87,18 +90,29 @@ class Cell:
             "kind": self.spec["kind"],
             "method": {"name": method.name, "title": method.title, "parameters": parameters_of(method)},
             "dataset": {
-                "name": dataset.name, "title": dataset.title, "parameters": dataset.model_dump(mode="json"),
+                "name": dataset.name,
+                "title": dataset.title,
+                "parameters": dataset.model_dump(mode="json"),
                 "shots": self.spec["dataset"].get("shots"),
             },
             **{key: self.spec[key] for key in ("seed", "backbone", "checkpoint", "image_size", "precision")},
             "regime": self.regime().model_dump(mode="json"),
-        }  # fmt: skip
+        }
 
 
 def make_cell(
-    *, method: Method, dataset: Dataset, seed: int, backbone: str, checkpoint: str, image_size: int, precision: str,
-    regime: Mapping[str, Any] | None = None, shots: int | None = None, kind: str = "accuracy",
-) -> Cell:  # fmt: skip
+    *,
+    method: Method,
+    dataset: Dataset,
+    seed: int,
+    backbone: str,
+    checkpoint: str,
+    image_size: int,
+    precision: str,
+    regime: Mapping[str, Any] | None = None,
+    shots: int | None = None,
+    kind: str = "accuracy",
+) -> Cell:
     """The cell of these choices.
 
     Args:
@@ -117,14 +131,28 @@ def make_cell(
 
     _, changed = regimes.resolve(dataset.regime, regime or {})
     parts = {
-        "method": {"name": method.name, "version": version_of(method), "parameters": parameters_of(method, changed_only=True)},
+        "method": {
+            "name": method.name,
+            "version": version_of(method),
+            "parameters": parameters_of(method, changed_only=True),
+        },
         "dataset": {
-            "name": dataset.name, "version": dataset.version, "shots": shots,
+            "name": dataset.name,
+            "version": dataset.version,
+            "shots": shots,
             "parameters": dataset.model_dump(mode="json", exclude_defaults=True),
         },
-    }  # fmt: skip
+    }
     parts = {part: {k: v for k, v in values.items() if v not in (None, {})} for part, values in parts.items()}
-    return Cell({
-        "kind": kind, **parts, "seed": seed, "backbone": backbone, "checkpoint": checkpoint, "image_size": image_size,
-        "precision": precision, "regime": {"version": regimes.VERSION, **changed},
-    })  # fmt: skip
+    return Cell(
+        {
+            "kind": kind,
+            **parts,
+            "seed": seed,
+            "backbone": backbone,
+            "checkpoint": checkpoint,
+            "image_size": image_size,
+            "precision": precision,
+            "regime": {"version": regimes.VERSION, **changed},
+        }
+    )

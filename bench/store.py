@@ -109,6 +109,13 @@ class Attempt:
             raise Revoked(f"attempt {self.number} of {self.cell.id} was revoked by another process")
         self.cell.finish_commit(self)
 
+    def settle(self) -> bool:
+        """End an attempt whose process is gone: finish its commit if it had begun one; returns whether it had."""
+        if self.revoke() or (self.path / "end").read_text() != "committed":
+            return False
+        self.cell.finish_commit(self)
+        return True
+
     def revoke(self) -> bool:
         """End an attempt that is not committed; False if it was ended before."""
         return _create(self.path / "end", "revoked")
@@ -193,14 +200,18 @@ class CellFolder:
             last = attempts[-1]
             if last.alive():
                 raise AlreadyRunning(f"{self.id} is running: {read_json(last.path / 'claim.json')}")
-            if not last.revoke() and (last.path / "end").read_text() == "committed":
-                self.finish_commit(last)
+            last.settle()
         attempt = Attempt(self, attempts[-1].number + 1 if attempts else 1)
         try:
             attempt.path.mkdir(parents=True)
         except FileExistsError:
             raise AlreadyRunning(f"{self.id} was claimed by another process just now") from None
-        claim = {"host": socket.gethostname(), "pid": os.getpid(), "started": psutil.Process().create_time(), "at": now()}
+        claim = {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "started": psutil.Process().create_time(),
+            "at": now(),
+        }
         write_json(attempt.path / "claim.json", claim)
         return attempt
 

@@ -6,7 +6,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,7 @@ class Progress:
     steps: int = 0
     loss: float | None = None
     images_per_second: float | None = None
+    seconds_left: float | None = None
 
 
 @dataclass
@@ -73,7 +74,6 @@ class Training:
     first_step_at: float | None = None
     train_images: int = 0
     validation_images: int = 0
-    degenerate: list[str] = field(default_factory=list)
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -106,9 +106,15 @@ class Trainer:
     """
 
     def __init__(
-        self, model: Model, regime: Regime, machine: Machine, *, seed: int,
-        watch: Callable[[Progress], None] = lambda progress: None, history: Path | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: Model,
+        regime: Regime,
+        machine: Machine,
+        *,
+        seed: int,
+        watch: Callable[[Progress], None] = lambda progress: None,
+        history: Path | None = None,
+    ) -> None:
         self.model, self.regime, self.machine, self.seed = model, regime, machine, seed
         self.watch, self.history = watch, history
         self.progress, self.record = Progress(), Training()
@@ -169,6 +175,9 @@ class Trainer:
             if len(pending) == CHECK_EVERY or progress.step == 1:
                 losses += self._look(pending, train)
                 progress.loss, progress.images_per_second = losses[-1], seen / (time.perf_counter() - started)
+                progress.seconds_left = (
+                    (progress.steps - progress.step) * regime.batch_size / progress.images_per_second
+                )
                 self.watch(progress)
         losses += self._look(pending, train)
         seconds = time.perf_counter() - started
@@ -206,7 +215,11 @@ class Trainer:
         means = []
         for step, indices, losses in pending:
             if not torch.isfinite(losses).all():
-                odd = [data.split.identifiers[i] for i, x in zip(indices, losses.tolist(), strict=True) if not math.isfinite(x)]
+                odd = [
+                    data.split.identifiers[i]
+                    for i, x in zip(indices, losses.tolist(), strict=True)
+                    if not math.isfinite(x)
+                ]
                 raise NonFiniteLoss(f"non-finite loss at step {step}, images {', '.join(odd)}")
             means.append(losses.mean().item())
         pending.clear()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from functools import lru_cache
+from functools import cache
 
 import numpy as np
 
@@ -25,7 +25,7 @@ def few_shot(split: Split, shots: int, seed: int, num_classes: int) -> Split:
         raise ValueError(f"shots = {shots}: a few-shot set needs at least 1 image a class")
     order = sorted(range(len(split)), key=lambda index: _rank(split.identifiers[index], seed))
 
-    @lru_cache(maxsize=None)
+    @cache
     def held(index: int) -> frozenset[int]:
         return frozenset(np.unique(split.mask(index)).tolist()) - {0, IGNORE}
 

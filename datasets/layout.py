@@ -81,4 +81,3 @@ def _child(folder: Path, name: str) -> Path | None:
 
 def _first(base: Path, paths: tuple[str, ...]) -> Path | None:
     return next(filter(None, (find_folder(base, path) for path in paths)), None)
-

@@ -9,6 +9,16 @@ from methods.base import Context, Embedding, Method, Model, Output, SamMethod, r
 from methods.compose import create
 
 __all__ = [
-    "Context", "Embedding", "Method", "Model", "Output", "SamMethod",
-    "create", "load", "register", "registry", "restore", "save",
-]  # fmt: skip
+    "Context",
+    "Embedding",
+    "Method",
+    "Model",
+    "Output",
+    "SamMethod",
+    "create",
+    "load",
+    "register",
+    "registry",
+    "restore",
+    "save",
+]

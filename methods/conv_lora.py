@@ -52,10 +52,19 @@ class ConvLoRALinear(LoRALinear):
     """
 
     def __init__(
-        self, base: nn.Module, *, rank: int = 3, num_experts: int = 8, alpha: float = 32.0, top_k: int = 1,
-        routing: str = "moe", scales: tuple[int, ...] | None = None, gate: str = "window",
-        implementation: str = "explicit", variant: str = "released",
-    ) -> None:  # fmt: skip
+        self,
+        base: nn.Module,
+        *,
+        rank: int = 3,
+        num_experts: int = 8,
+        alpha: float = 32.0,
+        top_k: int = 1,
+        routing: str = "moe",
+        scales: tuple[int, ...] | None = None,
+        gate: str = "window",
+        implementation: str = "explicit",
+        variant: str = "released",
+    ) -> None:
         super().__init__(base, rank=rank, alpha=alpha)
         if implementation != "explicit":
             raise ValueError(f"implementation {implementation!r} is unknown; allowed: 'explicit'")
@@ -146,9 +155,16 @@ class ConvLoRA(SamMethod):
         gate = self.gate or ("window" if self.variant == "released" else "image")
         for index, block in enumerate(sam.image_encoder.blocks):
             block.attn.qkv = ConvLoRALinear(
-                block.attn.qkv, rank=self.rank, num_experts=self.num_experts, alpha=self.alpha, top_k=self.top_k,
-                routing=self.routing, scales=self.scales, gate=gate, variant=self.variant,
-            )  # fmt: skip
+                block.attn.qkv,
+                rank=self.rank,
+                num_experts=self.num_experts,
+                alpha=self.alpha,
+                top_k=self.top_k,
+                routing=self.routing,
+                scales=self.scales,
+                gate=gate,
+                variant=self.variant,
+            )
             block.attn.qkv.salt = index
         default = 1.0 if context.num_classes == 1 else 2.0
         sam.aux_weights["balance"] = default if self.balance_weight is None else self.balance_weight

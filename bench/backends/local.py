@@ -20,7 +20,7 @@ Outcome = TypeVar("Outcome")
 
 def dispatch(
     tasks: Sequence[Task], slots: Sequence[Slot], run_one: Callable[[Task, Slot], Outcome]
-) -> Iterator[Outcome]:  # fmt: skip
+) -> Iterator[Outcome]:
     """Run every task on some slot and yield outcomes as they come.
 
     Args:
@@ -39,5 +39,7 @@ def dispatch(
         finally:
             free.put(slot)
 
-    pool = Parallel(n_jobs=len(slots), backend="threading", return_as="generator_unordered", pre_dispatch=len(slots), batch_size=1)
+    pool = Parallel(
+        n_jobs=len(slots), backend="threading", return_as="generator_unordered", pre_dispatch=len(slots), batch_size=1
+    )
     yield from pool(delayed(on_a_slot)(task) for task in tasks)

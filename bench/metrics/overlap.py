@@ -85,9 +85,11 @@ def ber(counts: Counts) -> float:
     summed over a test set it is the BER of the shadow literature.
     """
     wrong = counts.fp + counts.fn
-    recalls = [right / (right + missed) if right + missed else 0.0
-               for right, missed in ((counts.tp, counts.fn), (counts.tn, counts.fp))
-               if right + wrong]
+    recalls = [
+        right / (right + missed) if right + missed else 0.0
+        for right, missed in ((counts.tp, counts.fn), (counts.tn, counts.fp))
+        if right + wrong
+    ]
     return 1.0 - sum(recalls) / len(recalls)
 
 

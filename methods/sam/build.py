@@ -23,17 +23,22 @@ RANDOM_BACKBONE_SEED = 0
 def parts(size: Size, image_size: int) -> nn.ModuleDict:
     """SAM's three parts under segment_anything's names, with the complete four-token decoder."""
     width, grid = size.decoder_width, size.grid(image_size)
-    return nn.ModuleDict({
-        "image_encoder": ImageEncoder(size, image_size),
-        "prompt_encoder": PromptEncoder(
-            embed_dim=width, image_embedding_size=(grid, grid), input_image_size=(image_size, image_size), mask_in_chans=16
-        ),
-        "mask_decoder": MaskDecoder(
-            transformer_dim=width,
-            transformer=TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=8 * width, num_heads=8),
-            iou_head_hidden_dim=width,
-        ),
-    })  # fmt: skip
+    return nn.ModuleDict(
+        {
+            "image_encoder": ImageEncoder(size, image_size),
+            "prompt_encoder": PromptEncoder(
+                embed_dim=width,
+                image_embedding_size=(grid, grid),
+                input_image_size=(image_size, image_size),
+                mask_in_chans=16,
+            ),
+            "mask_decoder": MaskDecoder(
+                transformer_dim=width,
+                transformer=TwoWayTransformer(depth=2, embedding_dim=width, mlp_dim=8 * width, num_heads=8),
+                iou_head_hidden_dim=width,
+            ),
+        }
+    )
 
 
 def native_shapes(backbone: str) -> dict[str, torch.Size]:

@@ -27,9 +27,13 @@ class SamSegmenter(Model):
     """
 
     def __init__(
-        self, image_encoder: ImageEncoder, prompt_encoder: PromptEncoder, mask_decoder: ReducedMaskDecoder,
-        *, image_size: int,
-    ) -> None:  # fmt: skip
+        self,
+        image_encoder: ImageEncoder,
+        prompt_encoder: PromptEncoder,
+        mask_decoder: ReducedMaskDecoder,
+        *,
+        image_size: int,
+    ) -> None:
         super().__init__()
         self.image_size = image_size
         self.image_encoder = image_encoder

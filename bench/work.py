@@ -1,0 +1,123 @@
+"""What a cell's process does between claiming the cell and its end: train, score, commit.
+
+Imports torch and the plugins; :mod:`bench.cell` imports it only once the cell is claimed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import time
+from dataclasses import asdict, replace
+from typing import Any, Protocol
+
+import torch
+
+import datasets
+import methods
+from bench import environment, evidence
+from bench.data import SquashedSplit, fixed_subset, open_splits
+from bench.evaluation import Evaluation, evaluate
+from bench.metrics import METRICS
+from bench.spec import SCHEMA, Cell
+from bench.store import Attempt
+from bench.training import Machine, Progress, Trainer
+from methods.adapter import CARD, WEIGHTS
+from methods.sam.checkpoints import resolve
+
+log = logging.getLogger("bench.cell")
+
+
+class Watcher(Protocol):
+    """Whoever wants to know how far a cell is."""
+
+    def progress(self, progress: Progress) -> None: ...
+
+    def scoring(self, test_set: str, done: int, total: int) -> None: ...
+
+
+def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, watcher: Watcher) -> None:
+    """The whole work of a cell, committed at its end.
+
+    Args:
+        cell: what to train.
+        attempt: this process's claim on it.
+        options: of ``python -m bench.cell``; none of them changes a number beyond rounding.
+        watcher: told about progress.
+    """
+    seed, dataset, regime = cell.spec["seed"], cell.dataset(), cell.regime()
+    torch.manual_seed(seed)
+    machine = Machine(options.device, cell.spec["precision"], options.micro_batch)
+    context = cell.context()
+    if options.checkpoint:
+        context = replace(context, checkpoint=options.checkpoint)
+    checkpoint = resolve(context.backbone, context.checkpoint)
+    splits = open_splits(cell, options.data_root, allow_broken=options.allow_broken)
+    train = fixed_subset(splits["train"], regime.max_train_images, dataset.split_seed)
+    validation = fixed_subset(splits["validation"], regime.max_validation_images, dataset.split_seed)
+    model = cell.method().build(context).to(options.device)
+    log.info("%s: trainable parameters %s of %s", cell.id, *model.count().values())
+
+    history = attempt.path / "history.jsonl"
+    trainer = Trainer(model, regime, machine, seed=seed, watch=watcher.progress, history=history)
+    record = trainer.fit(SquashedSplit(train, context.image_size), SquashedSplit(validation, context.image_size))
+    scored, evaluation = _score(cell, model, splits, machine, watcher)
+
+    method = {"parameters": {}, **cell.spec["method"]}
+    digest = checkpoint.digest()
+    card = {"cell": cell.id, "method": method, "context": asdict(context), "backbone_digest": digest}
+    methods.save(model, attempt.path, card)
+    result = {
+        "schema": SCHEMA,
+        "id": cell.id,
+        "attempt": attempt.number,
+        "resolved": cell.resolved(),
+        "parameters": model.count(),
+        "random_backbone": checkpoint.random,
+        "training": {
+            **asdict(record),
+            "train_images_available": len(splits["train"]),
+            "micro_batch": options.micro_batch or regime.batch_size,
+            "peak_memory_bytes": environment.peak_memory(options.device),
+        },
+        "environment": environment.describe(options.device),
+        **scored,
+    }
+    attempt.cell.create(cell, evidence.collect(cell, datasets.evidence(splits), digest))
+    attempt.commit([history.name, WEIGHTS, CARD, *evaluation.write(attempt.path)], result)
+
+
+def score_again(cell: Cell, attempt: Attempt, options: argparse.Namespace, watcher: Watcher) -> None:
+    """Score the committed adapter with today's metrics; nothing is trained.
+
+    Raises:
+        FileNotFoundError: the cell has no result yet.
+    """
+    folder, machine = attempt.cell, Machine(options.device, cell.spec["precision"])
+    old = folder.result()
+    if old is None:
+        raise FileNotFoundError(f"{cell.id} has no result to score again; run it first: python -m bench.cell {cell.id}")
+    splits = open_splits(cell, options.data_root, allow_broken=options.allow_broken)
+    scored, evaluation = _score(cell, methods.load(folder.path).to(options.device), splits, machine, watcher)
+    # Only the scoring is new; what the training was made from stays on record, stale or not.
+    made = folder.read()["evidence"]
+    made["source"] = {**made["source"], "evaluation": evidence.source_evidence(cell)["evaluation"]}
+    folder.create(cell, made)
+    attempt.commit(evaluation.write(attempt.path), {**old, "attempt": attempt.number, **scored})
+
+
+def _score(
+    cell: Cell, model: methods.Model, splits: dict[str, datasets.Split], machine: Machine, watcher: Watcher
+) -> tuple[dict[str, Any], Evaluation]:
+    """The part of a result that an evaluation decides, and the evaluation."""
+    dataset, began = cell.dataset(), time.perf_counter()
+    test_sets = {name: splits[name] for name in dataset.test_sets}
+    evaluation = evaluate(model, test_sets, machine, image_size=cell.spec["image_size"], watch=watcher.scoring)
+    return {
+        "scores": evaluation.scores,
+        "images": evaluation.images,
+        "degenerate": evaluation.degenerate,
+        "dataset_metrics": list(dataset.metrics),
+        "metrics": {key: {"label": metric.label, "better": metric.better} for key, metric in METRICS.items()},
+        "evaluation": {"seconds": time.perf_counter() - began},
+    }, evaluation
