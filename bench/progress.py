@@ -94,15 +94,16 @@ class Display:
             table.add_column(
                 column, no_wrap=True, justify="right" if column in ("epoch", "step", "loss", "images/s") else "left"
             )
-        for running, progress in self._scheduler.running():
+        at_work = self._scheduler.running()
+        for running, progress in at_work:
             table.add_row(running.planned.id, running.slot.label, *_columns(progress))
         left = self._total - sum(self._states.values())
         parts = [f"{count} {state}" for state, count in sorted(self._states.items())]
-        summary = f"{self._total} cells: " + ", ".join([*parts, f"{left} to go"])
-        if self._seconds and left:
+        parts += [f"{len(at_work)} running", f"{left - len(at_work)} waiting"]
+        summary = f"{self._total} cells: " + ", ".join(parts)
+        if self._seconds and at_work:
             mean = sum(self._seconds) / len(self._seconds)
-            at_once = max(1, len(self._scheduler.running()))
-            summary += f", about {duration(mean * left / at_once)} left"
+            summary += f"; about {duration(mean * left / len(at_work))} left"
         return Group(table, Text(summary, style="bold"))
 
 
