@@ -187,8 +187,17 @@ def expand(matrix: Matrix, *, precision: str) -> list[Entered]:
         precision: what "auto" means on the devices at hand.
 
     Raises:
-        UnknownName, ValueError: a name or a value that a plugin does not take.
+        MatrixError: a name that nobody registered, or a value that a plugin does not take.
     """
+    try:
+        return _expand(matrix, precision)
+    except MatrixError:
+        raise
+    except ValueError as error:
+        raise MatrixError(f"matrix {matrix.name!r}: {error}") from error
+
+
+def _expand(matrix: Matrix, precision: str) -> list[Entered]:
     import datasets
     import methods
     from methods.sam.checkpoints import resolve
@@ -203,9 +212,10 @@ def expand(matrix: Matrix, *, precision: str) -> list[Entered]:
             _entries(block.datasets, datasets.registry),
             _entries(block.methods, methods.registry),
             _axes(settings),
+            [_checked_regime(regime) for regime in _axes(_regime(block.regime), frozenset({"betas"}))],
             seeds,
         )
-        for (dataset, data_parameters), (method, parameters), setting, seed in product:
+        for (dataset, data_parameters), (method, parameters), setting, regime, seed in product:
             data_parameters = dict(data_parameters)
             checkpoint = resolve(setting["backbone"], setting["checkpoint"])
             cell = make_cell(
@@ -218,7 +228,7 @@ def expand(matrix: Matrix, *, precision: str) -> list[Entered]:
                 checkpoint=checkpoint.name,
                 image_size=_size(setting),
                 precision=_precision(setting["precision"], precision),
-                regime=_checked_regime(block.regime),
+                regime=regime,
             )
             path = Path(setting["checkpoint"]).expanduser()
             by_path = str(path.resolve()) if checkpoint.path == path else None
@@ -239,10 +249,9 @@ def _precision(given: str, automatic: str) -> str:
     return automatic if given == "auto" else given
 
 
-def _checked_regime(given: str | Mapping[str, Any]) -> dict[str, Any]:
+def _checked_regime(regime: dict[str, Any]) -> dict[str, Any]:
     from bench.metrics import METRICS
 
-    regime = _regime(given)
     for key in regime:
         if key not in Regime.model_fields:
             raise MatrixError(str(UnknownName("regime key", key, Regime.model_fields)))
@@ -250,7 +259,7 @@ def _checked_regime(given: str | Mapping[str, Any]) -> dict[str, Any]:
     try:
         metric = Regime(**values).validation_metric
     except ValidationError as error:
-        raise MatrixError("\n".join(f"regime.{line}" for line in _describe(error))) from None
+        raise MatrixError("\n".join(f"regime: {line}" for line in _describe(error))) from None
     if metric not in METRICS:
         raise MatrixError(str(UnknownName("validation metric", metric, METRICS)))
     return regime
