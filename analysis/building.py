@@ -1,0 +1,179 @@
+"""Makes tables from results: the paper's, and plain ones for what the paper has no row or column for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from analysis import caption, paper
+from analysis.layout import Column, Entry, Row, Table
+from analysis.paper import PaperNumber
+from analysis.results import DONE, Metric
+from analysis.source import Cell, Source, file_part
+from analysis.statistics import summarise, two_best
+
+Picks = Mapping[tuple[str, Column], Sequence[Cell]]
+"""The cells, done or not, that belong where a row meets a column."""
+
+
+def paper_table(number: int, source: Source) -> Table | None:
+    """A table of the paper, or None where nothing of it was run in this setting."""
+    lines = paper.lines_of(number)
+    columns = {key: _paper_column(group) for key, group in lines.groupby(["dataset", "metric"], sort=False)}
+    picks, numbers, sizes = {}, {}, {}
+    for line in lines.itertuples():
+        place = (line.method, columns[line.dataset, line.metric])
+        picks[place] = paper.cells_of(line, source.cells)
+        numbers[place] = PaperNumber(line.value, line.standard_error, int(line.paper_runs))
+        sizes[line.method] = f"{line.trainable_params_m or '*'} / {line.ratio_percent}" if line.ratio_percent else ""
+    title = f"Table {number} of Convolution Meets LoRA: {paper.TITLES[number]}"
+    return _assemble(source, str(number), f"table{number}", title, picks, numbers=numbers, paper_sizes=sizes)
+
+
+def plain_tables(source: Source, *, without: Iterable[Table] = (), only: str | None = None) -> list[Table]:
+    """A table for each dataset with everything that was run on it.
+
+    Args:
+        without: leave out the datasets whose results all stand in these tables already.
+        only: make the tables of this dataset and of no other.
+    """
+    entries = [item for table in without for item in table.entries.items()]
+    shown = {(cell, column.test_set) for (_, column), entry in entries for cell in entry.cells}
+    by_data: dict[str, list[Cell]] = {}
+    for cell in source.cells:
+        by_data.setdefault(cell.data, []).append(cell)
+    tables = []
+    for data, cells in sorted(by_data.items()):
+        ids = {cell.id for cell in cells}
+        own = {(cell, test_set) for (test_set, _), scores in source.scores.items() for cell in ids & scores.keys()}
+        wanted = bool(own - shown) if only is None else only == cells[0].dataset
+        table = _plain_table(source, data, cells) if own and wanted else None
+        tables += [table] if table else []
+    return tables
+
+
+def _paper_column(lines: pd.DataFrame) -> Column:
+    first = lines.iloc[0]
+    group, label, better = paper.heading(first)
+    return Column(
+        group=group,
+        data=first.our_dataset,
+        test_set=first.test_set,
+        metric=first.our_metric,
+        label=label,
+        better=better,
+        scale=float(first.scale),
+        decimals=_decimals(lines["value"]),
+        error_decimals=_decimals(lines["standard_error"]) or 2,
+    )
+
+
+def _decimals(numbers: Iterable[str]) -> int:
+    """The most decimals that any of some printed numbers has."""
+    return max(len(number.partition(".")[2]) for number in numbers)
+
+
+def _plain_table(source: Source, data: str, cells: Sequence[Cell]) -> Table | None:
+    done = [cell for cell in cells if cell.state == DONE]
+    dataset = done[0].dataset
+    title = done[0].title + data.removeprefix(dataset)
+    columns = _plain_columns(source, data, title, done)
+    by_row: dict[str, list[Cell]] = {}
+    for cell in sorted(cells, key=_place):
+        by_row.setdefault(cell.row, []).append(cell)
+    picks = {(row, column): own for row, own in by_row.items() for column in columns}
+    return _assemble(source, dataset, file_part(data, dataset), f"Results on {title}", picks)
+
+
+def _plain_columns(source: Source, data: str, title: str, done: Sequence[Cell]) -> list[Column]:
+    """The dataset's own metrics on each of its test sets, where any cell has them."""
+    metrics = dict.fromkeys(metric for cell in done for metric in cell.dataset_metrics)
+    test_sets = dict.fromkeys(test_set for cell in done for test_set in cell.images)
+    ids = {cell.id for cell in done}
+    columns = []
+    for test_set in test_sets:
+        group = title if len(test_sets) == 1 else f"{title}: {test_set}"
+        for metric in metrics:
+            if ids & source.scores.get((test_set, metric), {}).keys():
+                known = source.metrics.get(metric, Metric(metric, ""))
+                columns.append(Column(group, data, test_set, metric, known.label, known.better))
+    return columns
+
+
+def _place(cell: Cell) -> tuple[int, str, str]:
+    """Sorts cells by the paper's order of methods; those it does not know come last, by name."""
+    order = paper.method_order()
+    return order.get(cell.method, len(order)), cell.method, cell.row
+
+
+def _assemble(
+    source: Source,
+    subject: str,
+    file_name: str,
+    title: str,
+    picks: Picks,
+    *,
+    numbers: Mapping[tuple[str, Column], PaperNumber] | None = None,
+    paper_sizes: Mapping[str, str] | None = None,
+) -> Table | None:
+    """The table of ``picks``, or None where none of its cells has a score."""
+    numbers, paper_sizes = numbers or {}, paper_sizes or {}
+    entries: dict[tuple[str, Column], Entry] = {}
+    for column in dict.fromkeys(column for _, column in picks):
+        own = {row: cells for (row, of), cells in picks.items() if of == column}
+        planned = len({cell.seed for cells in own.values() for cell in cells})
+        made = {row: _entry(source, column, cells, planned, numbers.get((row, column))) for row, cells in own.items()}
+        printed = {row: round(entry.ours.mean, column.decimals) for row, entry in made.items() if entry.ours}
+        ranks = two_best(printed, better=column.better)
+        entries |= {(row, column): replace(entry, rank=ranks.get(row, 0)) for row, entry in made.items()}
+    if not any(entry.ours for entry in entries.values()):
+        return None
+    cells_of: dict[str, dict[str, Cell]] = {}
+    for (row, _), cells in picks.items():
+        cells_of.setdefault(row, {}).update({cell.id: cell for cell in cells})
+    return Table(
+        name=source.table_name(file_name),
+        subject=subject,
+        title=title,
+        setting=", ".join([source.setting.describe(), *source.setting.overrides]),
+        protocol=source.protocol,
+        columns=tuple(dict.fromkeys(column for _, column in picks)),
+        rows=tuple(Row(row, _size(cells.values()), paper_sizes.get(row, "")) for row, cells in cells_of.items()),
+        entries=entries,
+        caption=caption.write(source, entries, {row: list(cells.values()) for row, cells in cells_of.items()}),
+    )
+
+
+def _entry(source: Source, column: Column, cells: Sequence[Cell], planned: int, number: PaperNumber | None) -> Entry:
+    """Our runs as one entry; ``planned`` is the most seeds that any row has in the column."""
+    scores = source.scores.get((column.test_set, column.metric), {})
+    used = sorted((cell for cell in cells if cell.id in scores), key=lambda cell: (cell.seed, cell.id))
+    if not used:
+        return Entry(paper=number)
+    ours = summarise([scores[cell.id] * column.scale for cell in used])
+    comparable = number and not (source.setting.departures(source.protocol) or any(cell.partial for cell in used))
+    return Entry(
+        ours=ours,
+        cells=tuple(cell.id for cell in used),
+        seeds=tuple(cell.seed for cell in used),
+        below_plan=ours.n < max(planned, number.runs if number else 0),
+        stale=any(cell.stale for cell in used),
+        paper=number,
+        difference=ours.mean - float(number.value) if comparable else None,
+    )
+
+
+def _size(cells: Iterable[Cell]) -> str:
+    """Trainable parameters in millions and their share of the model; a range where the cells differ."""
+    done = [cell for cell in cells if cell.state == DONE]
+    if not done:
+        return ""
+    millions = _range(cell.trainable / 1e6 for cell in done)
+    return f"{millions} / {_range(100 * cell.trainable / cell.total for cell in done)}"
+
+
+def _range(values: Iterable[float]) -> str:
+    values = sorted(values)
+    return "-".join(dict.fromkeys(f"{value:.2f}" for value in (values[0], values[-1])))

@@ -1,0 +1,146 @@
+"""The words around a table: in what setting it was made, what is not complete, what is not to be trusted."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+
+from analysis.layout import Caption, Column, Entry
+from analysis.results import DONE
+from analysis.source import Cell, Source
+
+DAGGER = "†"
+
+
+def write(
+    source: Source, entries: Mapping[tuple[str, Column], Entry], cells_of: Mapping[str, Sequence[Cell]]
+) -> Caption:
+    """The caption of a table with ``entries``.
+
+    Args:
+        cells_of: for each row, all its cells, done or not.
+    """
+    shown = {cell for entry in entries.values() for cell in entry.cells}
+    used = [cell for cells in cells_of.values() for cell in cells if cell.id in shown]
+    sentences = [
+        _setting(source, used),
+        _regime(source),
+        _numbers(entries),
+        _comparison(source, entries, used),
+        _images(used, entries),
+    ]
+    return Caption(
+        warnings=tuple([*_random(used), *_partial(source, used)]),
+        text=" ".join(sentence for sentence in sentences if sentence),
+        notes=tuple([*_stale(used, cells_of), *_unfinished(cells_of)]),
+    )
+
+
+def _setting(source: Source, used: Sequence[Cell]) -> str:
+    seeds = sorted({cell.seed for cell in used})
+    words = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
+    return f"Backbone {source.setting.describe()}; protocol {source.protocol}; {words}."
+
+
+def _regime(source: Source) -> str:
+    changed = source.setting.overrides
+    return f"Regime: the default but {', '.join(changed)}." if changed else "Regime: the default of each dataset."
+
+
+def _numbers(entries: Mapping[tuple[str, Column], Entry]) -> str:
+    run = [entry for entry in entries.values() if entry.ours]
+    if any(entry.ours.n > 1 for entry in run):
+        parts = ["Scores times 100, mean ± standard error over seeds (standard deviation with n-1, over √n)"]
+    else:
+        parts = ["Scores times 100, of one run each, so without a spread"]
+    if any(entry.below_plan for entry in run):
+        parts.append("(n=) where fewer runs are done than planned or behind the paper's number")
+    if any(entry.rank for entry in run):
+        parts.append("best of ours bold, second best underlined")
+    return "; ".join(parts) + "."
+
+
+def _comparison(source: Source, entries: Mapping[tuple[str, Column], Entry], used: Sequence[Cell]) -> str:
+    if not any(entry.paper for entry in entries.values()):
+        return ""
+    departures = source.setting.departures(source.protocol)
+    if departures:
+        return f"No difference to the paper is printed, for the setting is another: {'; '.join(departures)}."
+    partial = any(cell.partial for cell in used)
+    return f"Difference: ours minus the paper's{', not printed for partial data' if partial else ''}."
+
+
+def _images(used: Sequence[Cell], entries: Mapping[tuple[str, Column], Entry]) -> str:
+    """How many images each test set has; a range where the cells differ."""
+    images = {cell.id: cell.images for cell in used}
+    counts: dict[str, set[int]] = {}
+    for (_, column), entry in entries.items():
+        if entry.ours:
+            found = counts.setdefault(f"{column.data}/{column.test_set}", set())
+            found |= {images[cell][column.test_set] for cell in entry.cells if column.test_set in images[cell]}
+    parts = [f"{name} {'-'.join(str(n) for n in sorted({min(ns), max(ns)}))}" for name, ns in counts.items() if ns]
+    return f"Test images: {', '.join(parts)}." if parts else ""
+
+
+def _random(used: Sequence[Cell]) -> Iterator[str]:
+    random = [cell.row for cell in used if cell.random_backbone]
+    if len(random) == len(used):
+        yield "RANDOM BACKBONE: no pretrained weights were loaded; these numbers say nothing about SAM."
+    elif random:
+        yield f"RANDOM BACKBONE, no pretrained weights: {', '.join(dict.fromkeys(random))}."
+
+
+def _partial(source: Source, used: Sequence[Cell]) -> Iterator[str]:
+    limits = [text for text in source.setting.overrides if re.match(r"max_\w*images = ", text)]
+    counts = {(cell.data, int(cell.train_images), int(cell.train_images_available)) for cell in used if cell.partial}
+    parts = [f"{data} trained on {n} of {available} images" for data, n, available in sorted(counts)]
+    if parts or limits:
+        yield f"PARTIAL DATA: {'; '.join([*parts, *limits])}."
+
+
+def _stale(used: Sequence[Cell], cells_of: Mapping[str, Sequence[Cell]]) -> Iterator[str]:
+    stale = {cell.id for cell in used if cell.stale}
+    if not stale:
+        return
+    changed = sorted({name for cell in used for name in cell.stale})
+    where = _Places()
+    for row, data, cells in _places(cells_of):
+        seeds = sorted(cell.seed for cell in cells if cell.id in stale)
+        if seeds:
+            where.add(f"seed {', '.join(map(str, seeds))}", row, data)
+    yield (
+        f"{DAGGER} Stale, made before a change of {', '.join(changed)}: {where}. "
+        "To run them again: python -m bench.run with --rerun stale."
+    )
+
+
+def _unfinished(cells_of: Mapping[str, Sequence[Cell]]) -> Iterator[str]:
+    where = _Places()
+    for row, data, cells in _places(cells_of):
+        states = Counter(cell.state for cell in cells)
+        others = [f"{states[state]} {state}" for state in sorted(states) if state != DONE]
+        if others:
+            where.add(f"{states[DONE]} of {len(cells)} done, {', '.join(others)}", row, data)
+    if where:
+        yield f"Not complete: {where}."
+
+
+def _places(cells_of: Mapping[str, Sequence[Cell]]) -> Iterator[tuple[str, str, list[Cell]]]:
+    for row, cells in cells_of.items():
+        for data in sorted({cell.data for cell in cells}):
+            yield row, data, [cell for cell in cells if cell.data == data]
+
+
+class _Places(dict[str, dict[str, list[str]]]):
+    """What is said -> row -> datasets, so that a thing true of many places is said once."""
+
+    def add(self, said: str, row: str, data: str) -> None:
+        self.setdefault(said, {}).setdefault(row, []).append(data)
+
+    def __str__(self) -> str:
+        parts = []
+        for said, rows in self.items():
+            places = [f"{row} ({', '.join(data)})" for row, data in rows.items()]
+            parts.append(f"{said}: {', '.join(places)}")
+        return "; ".join(parts)

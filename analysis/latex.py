@@ -1,0 +1,86 @@
+"""Tables as LaTeX: one ``table`` environment with booktabs, each method's line above the paper's.
+
+Needs the packages booktabs and graphicx; a table wider than the page is scaled down to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from analysis.layout import Column, Row, Table
+from analysis.render import SIZE_HEADING, difference, heading, paper_pieces, pieces
+
+MOST_COLUMNS = 8
+_SPECIAL = {
+    "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
+    "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
+    "±": r"$\pm$", "√": r"$\surd$", "†": r"\dag{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+    "α": r"$\alpha$", "β": r"$\beta$", "φ": r"$\phi$",  # noqa: RUF001
+}  # fmt: skip
+
+
+def escape(text: str) -> str:
+    """Text as LaTeX prints it: its special characters, the symbols the tables use, and two hyphens as two."""
+    return "".join(_SPECIAL.get(character, character) for character in text).replace("--", "-{}-")
+
+
+def latex(table: Table) -> str:
+    """A ``table*`` environment; more than ``MOST_COLUMNS`` columns are split between groups, part below part."""
+    text = " ".join([*(f"\\textbf{{{escape(w)}}}" for w in table.caption.warnings), escape(table.caption.text)])
+    lines = [
+        "% Needs \\usepackage{booktabs,graphicx}",
+        "\\begin{table*}[t]",
+        "\\centering\\scriptsize",
+        f"\\caption{{{escape(table.title)}. {text}}}",
+        f"\\label{{tab:{table.name}}}",
+    ]
+    for number, groups in enumerate(_parts(table)):
+        lines += ["\\par\\medskip"] if number else []
+        lines += _tabular(table, groups)
+    lines += [f"\\par\\smallskip\\raggedright {escape(note)}" for note in table.caption.notes]
+    return "\n".join([*lines, "\\end{table*}", ""])
+
+
+def _parts(table: Table) -> list[dict[str, list[Column]]]:
+    parts: list[dict[str, list[Column]]] = [{}]
+    for name, columns in table.groups().items():
+        if parts[-1] and sum(map(len, parts[-1].values())) + len(columns) > MOST_COLUMNS:
+            parts.append({})
+        parts[-1][name] = columns
+    return parts
+
+
+def _tabular(table: Table, groups: dict[str, list[Column]]) -> Iterator[str]:
+    columns = [column for group in groups.values() for column in group]
+    yield "\\resizebox{\\ifdim\\width>\\textwidth\\textwidth\\else\\width\\fi}{!}{%"
+    yield f"\\begin{{tabular}}{{l{'r' * (len(columns) + 1)}}}"
+    yield "\\toprule"
+    names = [f"\\multicolumn{{{len(group)}}}{{c}}{{{escape(name)}}}" for name, group in groups.items()]
+    yield " & ".join(["", "", *names]) + r" \\"
+    start = 3
+    for group in groups.values():
+        yield f"\\cmidrule(lr){{{start}-{start + len(group) - 1}}}"
+        start += len(group)
+    yield " & ".join(["Method", escape(SIZE_HEADING), *(escape(heading(column)) for column in columns)]) + r" \\"
+    yield "\\midrule"
+    for row in table.rows:
+        yield from _lines(table, row, columns)
+    yield "\\bottomrule"
+    yield "\\end{tabular}}"
+
+
+def _lines(table: Table, row: Row, columns: list[Column]) -> Iterator[str]:
+    """Ours, and below it the paper's with the difference in brackets."""
+    entries = [table.entries[row.label, column] for column in columns]
+    own = []
+    for entry, column in zip(entries, columns, strict=True):
+        text = escape("".join(pieces(entry, column)))
+        own.append({1: f"\\textbf{{{text}}}", 2: f"\\underline{{{text}}}"}.get(entry.rank, text))
+    yield " & ".join([escape(row.label), escape(row.size), *own]) + r" \\"
+    if not table.has_paper:
+        return
+    theirs = []
+    for entry, column in zip(entries, columns, strict=True):
+        delta = difference(entry, column)
+        theirs.append(escape("".join(paper_pieces(entry))) + (f" (${delta}$)" if delta else ""))
+    yield " & ".join([r"\quad\textit{paper}", escape(row.paper_size), *theirs]) + r" \\"

@@ -1,0 +1,107 @@
+"""What a table is made of, before any format: columns, rows, entries, and the words around them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+from analysis.paper import PaperNumber
+from analysis.statistics import Summary
+
+
+@dataclass(frozen=True)
+class Column:
+    """One metric on one test set of the dataset ``data``; neighbours of one ``group`` share a heading.
+
+    Args:
+        better: "higher", "lower", or empty where neither can be said.
+        scale: what a fraction is multiplied by to be printed.
+    """
+
+    group: str
+    data: str
+    test_set: str
+    metric: str
+    label: str
+    better: str
+    scale: float = 100
+    decimals: int = 1
+    error_decimals: int = 2
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What stands where a row meets a column; numbers are in the printed scale.
+
+    Args:
+        ours: None for what was not run.
+        cells: the ids of the cells behind ``ours``, and ``seeds`` their seeds, in the same order.
+        below_plan: fewer runs are done than were planned or stand behind the paper's number.
+        rank: 1 for the best and 2 for the second best of our column, else 0.
+        difference: ours minus the paper's; None where the two may not be compared.
+    """
+
+    ours: Summary | None = None
+    cells: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    below_plan: bool = False
+    stale: bool = False
+    rank: int = 0
+    paper: PaperNumber | None = None
+    difference: float | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """A row's name and size: "trainable parameters in millions / their share in percent"."""
+
+    label: str
+    size: str = ""
+    paper_size: str = ""
+
+
+@dataclass(frozen=True)
+class Caption:
+    """The words around a table: ``warnings`` come first and loud, ``notes`` stand below it."""
+
+    warnings: tuple[str, ...]
+    text: str
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Table:
+    """A finished table; ``entries`` is keyed by a row's label and a column, ``setting`` is in words.
+
+    ``name`` is that of its files; ``subject`` is the number of the paper's table, or a dataset.
+    """
+
+    name: str
+    subject: str
+    title: str
+    setting: str
+    protocol: str
+    columns: tuple[Column, ...]
+    rows: tuple[Row, ...]
+    entries: Mapping[tuple[str, Column], Entry]
+    caption: Caption
+
+    @cached_property
+    def has_paper(self) -> bool:
+        return any(entry.paper for entry in self.entries.values())
+
+    @cached_property
+    def has_difference(self) -> bool:
+        return any(entry.difference is not None for entry in self.entries.values())
+
+    def groups(self) -> dict[str, list[Column]]:
+        """The columns by heading, in order."""
+        groups: dict[str, list[Column]] = {}
+        for column in self.columns:
+            groups.setdefault(column.group, []).append(column)
+        return groups
+
+    def was_run(self, label: str, columns: list[Column] | None = None) -> bool:
+        """Whether a row has a number of ours in any of ``columns`` (default: all)."""
+        return any(self.entries[label, column].ours for column in columns or self.columns)

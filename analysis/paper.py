@@ -1,0 +1,101 @@
+"""The paper's numbers (``paper.csv``, text as printed) and which of our cells each of them stands for.
+
+A line of the file is one printed number of "Convolution Meets LoRA" (ICLR 2024); its last columns name our
+method, parameters, dataset, shots, test set and metric, the printed scale, and the runs behind the number.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+TITLES = {1: "Binary segmentation", 6: "Skin lesion segmentation"}
+"""The tables built so far, with their subject."""
+
+_GROUPS = {
+    "kvasir": "Kvasir",
+    "cvc-612": "CVC-612",
+    "isic2017": "ISIC 2017",
+    "camo": "CAMO",
+    "sbu": "SBU",
+    "leaf": "Leaf",
+    "road": "Road",
+}
+_METRICS = {
+    "s_measure": ("Sα", "higher"),  # noqa: RUF001
+    "e_measure": ("Eφ", "higher"),
+    "weighted_f_measure": ("Fβw", "higher"),
+    "jaccard": ("Jac", "higher"),
+    "t_jaccard": ("T-Jac", "higher"),
+    "iou": ("IoU", "higher"),
+    "dice": ("Dice", "higher"),
+    "accuracy": ("Acc", "higher"),
+    "ber": ("BER", "lower"),
+}
+
+
+@dataclass(frozen=True)
+class PaperNumber:
+    """A number as the paper prints it, as text: its digits are part of what is said."""
+
+    value: str
+    standard_error: str
+    runs: int
+
+
+@cache
+def read_paper() -> pd.DataFrame:
+    """The whole file, every column as text, blanks as empty strings."""
+    return pd.read_csv(Path(__file__).with_name("paper.csv"), dtype=str, keep_default_na=False)
+
+
+def lines_of(number: int) -> pd.DataFrame:
+    """The lines of one table, in the paper's order."""
+    paper = read_paper()
+    return paper[paper["table"] == str(number)]
+
+
+@cache
+def method_order() -> dict[str, int]:
+    """The place of each of our methods in table 1."""
+    return {method: place for place, method in enumerate(dict.fromkeys(lines_of(1)["our_method"]))}
+
+
+def heading(line: Any) -> tuple[str, str, str]:
+    """What stands over a number in the paper: dataset, metric, and which direction is better."""
+    label, better = _METRICS[line.metric]
+    return _GROUPS[line.dataset], label, better
+
+
+def cells_of(line: Any, cells: Iterable[Any]) -> list[Any]:
+    """Those of ``cells`` (rows of ``Results.cells``) that a line of the paper stands for.
+
+    A parameter the line names must have that value, be it the default or not; all others must be at their
+    defaults, which is why a cell's spec may hold no parameter the line does not name.
+    """
+    wanted = _parameters(line.our_parameters)
+    return [
+        cell
+        for cell in cells
+        if (cell.method, cell.dataset, cell.shots) == (line.our_method, line.our_dataset, line.shots)
+        and not (cell.dataset_parameters or cell.old_method or cell.old_dataset)
+        and set(cell.parameters) <= set(wanted)
+        and all(cell.resolved_parameters.get(key) == value for key, value in wanted.items())
+    ]
+
+
+def _parameters(text: str) -> dict[str, Any]:
+    """``rank=6`` as ``{"rank": 6}``; what is no JSON is a string."""
+    if not text:
+        return {}
+    key, _, value = text.partition("=")
+    try:
+        return {key: json.loads(value)}
+    except ValueError:
+        return {key: value}

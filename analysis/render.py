@@ -1,0 +1,117 @@
+"""Tables as text: how a number is written everywhere, and the formats Markdown and csv."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterable, Sequence
+
+from analysis.caption import DAGGER
+from analysis.layout import Column, Entry, Table
+
+ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
+SIZE_HEADING = "Params (M) / %"
+CSV_COLUMNS = (
+    "table", "setting", "protocol", "row", "dataset", "test_set", "metric", "mean", "standard_error", "n", "seeds",
+    "paper_value", "paper_standard_error", "difference",
+)  # fmt: skip
+
+
+def pieces(entry: Entry, column: Column) -> tuple[str, str, str]:
+    """Our number in three parts: the mean, its error, and n where it is below plan with a dagger where stale."""
+    if entry.ours is None:
+        return "", "", ""
+    error, n = entry.ours.standard_error, entry.ours.n
+    return (
+        f"{entry.ours.mean:.{column.decimals}f}",
+        "" if error is None else f" ± {error:.{column.error_decimals}f}",
+        (f" (n={n})" if entry.below_plan else "") + (f" {DAGGER}" if entry.stale else ""),
+    )
+
+
+def paper_pieces(entry: Entry) -> tuple[str, str]:
+    """The paper's number and its error, as printed there."""
+    if entry.paper is None:
+        return "", ""
+    error = entry.paper.standard_error
+    return entry.paper.value, f" ± {error}" if error else ""
+
+
+def difference(entry: Entry, column: Column) -> str:
+    """Ours minus the paper's, always with its sign."""
+    if entry.difference is None:
+        return ""
+    return f"{round(entry.difference, column.decimals) + 0.0:+.{column.decimals}f}"
+
+
+def heading(column: Column) -> str:
+    """The metric and the direction in which it is better."""
+    return column.label + ARROWS[column.better]
+
+
+def markdown(table: Table) -> str:
+    """A Markdown document: the caption, a table for each group of columns, the notes."""
+    parts = [f"# {_escape(table.title)}", *(f"**{_escape(line)}**" for line in table.caption.warnings)]
+    parts.append(_escape(table.caption.text))
+    groups = table.groups()
+    for name, columns in groups.items():
+        parts += [f"## {_escape(name)}"] if len(groups) > 1 else []
+        parts.append(_pipes(_markdown_rows(table, columns)))
+    return "\n\n".join([*parts, *(_escape(note) for note in table.caption.notes)]) + "\n"
+
+
+def long_csv(table: Table) -> str:
+    """One line per number, with full precision, in the printed scale."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(CSV_COLUMNS)
+    for row in table.rows:
+        for column in table.columns:
+            entry = table.entries[row.label, column]
+            run = entry.ours
+            writer.writerow((
+                table.name, table.setting, table.protocol, row.label, column.data, column.test_set, column.metric,
+                *((run.mean, run.standard_error, run.n) if run else (None, None, None)),
+                " ".join(str(seed) for seed in entry.seeds),
+                *((entry.paper.value, entry.paper.standard_error) if entry.paper else (None, None)),
+                entry.difference,
+            ))  # fmt: skip
+    return text.getvalue()
+
+
+def _markdown_rows(table: Table, columns: Sequence[Column]) -> Iterable[list[str]]:
+    """The heading and the rows of one group; the paper's number stands to the right of ours."""
+    paper, diff = table.has_paper, table.has_difference
+    yield ["Method", SIZE_HEADING, *(["paper"] if paper else [])] + [
+        text
+        for column in columns
+        for text in [_escape(heading(column)), *(["paper"] if paper else []), *(["difference"] if diff else [])]
+    ]
+    for row in table.rows:
+        cells = [_escape(row.label), row.size, *([row.paper_size] if paper else [])]
+        for column in columns:
+            entry = table.entries[row.label, column]
+            cells.append(_emphasise("".join(pieces(entry, column)), entry.rank))
+            cells += ["".join(paper_pieces(entry))] if paper else []
+            cells += [difference(entry, column)] if diff else []
+        yield cells
+
+
+def _emphasise(text: str, rank: int) -> str:
+    return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(rank, text)
+
+
+def _escape(text: str) -> str:
+    for character in "\\|*<[":
+        text = text.replace(character, f"\\{character}")
+    return text
+
+
+def _pipes(rows: Iterable[list[str]]) -> str:
+    """Rows as a Markdown table, padded so that it can be read as plain text too."""
+    rows = list(rows)
+    widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]
+    rule = ["-" * widths[0], *("-" * (width - 1) + ":" for width in widths[1:])]
+    first, *rest = widths
+    padded = [[row[0].ljust(first), *(cell.rjust(w) for cell, w in zip(row[1:], rest, strict=True))] for row in rows]
+    return "\n".join(f"| {' | '.join(row)} |" for row in [padded[0], rule, *padded[1:]])

@@ -1,0 +1,183 @@
+"""Reads a results folder into frames: one row per cell, one row per score.
+
+The files are the contract (``cell.json``, ``status.json``, ``result.json`` in ``cells/<id>/``); nothing of
+``bench`` is imported, so that tables can be made where the benchmark cannot run. A folder that cannot be
+read is named and left out, never fatal: a crash may have half-written one among thousands.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+SCHEMA = 1
+DONE = "done"
+SETTING_KEYS = ("backbone", "checkpoint", "image_size", "precision", "regime")
+_IDENTITY = ("kind", "method", "dataset", "seed")
+"""What tells cells of one setting apart; everything else in a spec is the setting."""
+
+CELL_COLUMNS = (
+    "id", "state", "kind", "seed", "setting", "method", "method_version", "parameters", "resolved_parameters",
+    "dataset", "dataset_version", "dataset_parameters", "shots", "title", "stale", "random_backbone",
+    "trainable", "total", "train_images", "train_images_available", "images", "dataset_metrics",
+)  # fmt: skip
+SCORE_COLUMNS = ("id", "test_set", "protocol", "metric", "value")
+
+
+class NoResults(ValueError):
+    """There is nothing to make a table from; the message names the folder and the next command."""
+
+
+@dataclass(frozen=True)
+class Metric:
+    """How a metric is printed; ``better`` is "higher", "lower", or empty where a result does not say."""
+
+    label: str
+    better: str
+
+    def __post_init__(self) -> None:
+        if self.better not in ("higher", "lower", ""):
+            raise ValueError(f"the metric {self.label!r} is better when {self.better!r}; allowed: higher, lower")
+
+
+@dataclass(frozen=True)
+class Results:
+    """What a results folder holds.
+
+    ``cells`` has the columns ``CELL_COLUMNS`` (those after ``stale`` are filled for done accuracy cells only) and
+    ``old_method`` and ``old_dataset``: a newer version of the cell's method or dataset is among the cells.
+    ``scores`` has ``SCORE_COLUMNS`` and holds the finite scalar scores of done cells, as fractions.
+    ``skipped`` has a line for each thing that could not be used.
+    """
+
+    cells: pd.DataFrame
+    scores: pd.DataFrame
+    metrics: dict[str, Metric]
+    skipped: tuple[str, ...]
+
+
+def read_results(folder: Path) -> Results:
+    """All cells below ``folder / "cells"``, in the order of their ids whatever the order on disk.
+
+    Raises:
+        NoResults: the folder is missing or holds no done cell.
+    """
+    cells_folder = folder / "cells"
+    if not cells_folder.is_dir():
+        raise NoResults(f"{cells_folder} is no folder: no cell has run yet. {next_command(folder)}")
+    cells, scores, metrics, skipped = [], [], {}, []
+    for path in sorted(p for p in cells_folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+        try:
+            cell, result = _read_cell(path)
+            found, not_finite = _read_scores(path.name, result)
+            metrics.update({key: Metric(m["label"], m["better"]) for key, m in result.get("metrics", {}).items()})
+        except KeyError as error:
+            skipped.append(f"{path}: the key {error} is missing; the cell is left out")
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            skipped.append(f"{path}: {error}; the cell is left out")
+        else:
+            cells.append(cell)
+            scores.extend(found)
+            if not_finite:
+                skipped.append(f"{path}: no finite number in {', '.join(not_finite)}; these scores are left out")
+    frame = pd.DataFrame(cells, columns=list(CELL_COLUMNS))
+    for plugin in ("method", "dataset"):
+        versions = frame[f"{plugin}_version"]
+        frame[f"old_{plugin}"] = versions < versions.groupby(frame[plugin]).transform("max")
+    if not (frame["state"] == DONE).any():
+        raise NoResults(_nothing_done(folder, frame, skipped))
+    return Results(frame, pd.DataFrame(scores, columns=list(SCORE_COLUMNS)), metrics, tuple(skipped))
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"))
+
+
+def next_command(folder: Path, matrix: str = "smoke") -> str:
+    """The command that fills ``folder``, as a sentence for a message."""
+    option = "" if folder == Path("results") else f" --results {folder}"
+    return f"Next: python -m bench.run --matrix {matrix}{option}"
+
+
+def _read_cell(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The cell's row and its ``result.json`` (empty where the cell is not done or is no accuracy cell)."""
+    record, status = _read_json(path / "cell.json"), _read_json(path / "status.json")
+    if record["id"] != path.name:
+        raise ValueError(f"cell.json is that of {record['id']!r}: a copied or renamed folder")
+    spec, method, dataset = record["spec"], record["spec"]["method"], record["spec"]["dataset"]
+    parameters = method.get("parameters", {})
+    setting = {key: spec[key] for key in SETTING_KEYS} | {k: v for k, v in spec.items() if k not in _IDENTITY}
+    cell = {
+        "id": record["id"],
+        "state": status["state"],
+        "kind": spec["kind"],
+        "seed": int(spec["seed"]),
+        "setting": canonical(setting),
+        "method": method["name"],
+        "method_version": method["version"],
+        "parameters": parameters,
+        "resolved_parameters": parameters,
+        "dataset": dataset["name"],
+        "dataset_version": dataset["version"],
+        "dataset_parameters": dataset.get("parameters", {}),
+        "shots": str(dataset.get("shots") or ""),
+        "title": dataset["name"],
+        "stale": tuple(status.get("stale") or ()),
+    }
+    if status["state"] != DONE or spec["kind"] != "accuracy":
+        return cell, {}
+    result = _read_json(path / "result.json")
+    cell |= {
+        "resolved_parameters": result["resolved"]["method"]["parameters"],
+        "title": result["resolved"]["dataset"]["title"],
+        "random_backbone": bool(result["random_backbone"]),
+        "trainable": result["parameters"]["trainable"],
+        "total": result["parameters"]["total"],
+        "train_images": result["training"]["train_images"],
+        "train_images_available": result["training"]["train_images_available"],
+        "images": result["images"],
+        "dataset_metrics": tuple(result["dataset_metrics"]),
+    }
+    return cell, result
+
+
+def _read_scores(cell: str, result: dict[str, Any]) -> tuple[list[tuple], list[str]]:
+    """The finite scalar scores of a result, and the names of those that are not finite.
+
+    Lists (the IoU of each class) are no scalars and have no place in a table of means.
+    """
+    scores, not_finite = [], []
+    for test_set, protocols in result.get("scores", {}).items():
+        for protocol, metrics in protocols.items():
+            for metric, value in metrics.items():
+                if isinstance(value, int | float) and math.isfinite(value):
+                    scores.append((cell, test_set, protocol, metric, float(value)))
+                elif value is None or isinstance(value, float):
+                    not_finite.append(f"{test_set}/{protocol}/{metric}")
+    return scores, not_finite
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ValueError(f"{path.name} is missing") from None
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no JSON ({error})") from None
+    if not isinstance(value, dict) or value.get("schema") != SCHEMA:
+        raise ValueError(f"{path.name} does not have the schema {SCHEMA} that this version reads")
+    return value
+
+
+def _nothing_done(folder: Path, cells: pd.DataFrame, skipped: list[str]) -> str:
+    """Why no table can be made from ``folder``: what lies there, and the next command."""
+    states = cells["state"].value_counts().sort_index()
+    counts = ", ".join(f"{n} {state}" for state, n in states.items()) or "no cell that can be read"
+    unread = "".join(f"\n  {line}" for line in skipped)
+    return f"{folder / 'cells'} holds no done cell ({counts}). {next_command(folder)}{unread}"

@@ -1,0 +1,90 @@
+"""The setting of a result: backbone, checkpoint, image size, precision and regime.
+
+Numbers of different settings are never put into one table, and a difference to the paper is only worth
+printing in the paper's own setting: SAM ViT-H, as its parameter counts show, at 1024 pixels, as the authors'
+released code trains, with the default regime.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from analysis.results import SETTING_KEYS, canonical
+
+NO_CHECKPOINT = "none"
+PAPER = {"backbone": "vit_h", "checkpoint": "sam_vit_h_4b8939.pth", "image_size": 1024}
+PAPER_PROTOCOL = "paper"
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A setting, given as the canonical JSON that the cells carry."""
+
+    text: str
+
+    @cached_property
+    def values(self) -> dict[str, Any]:
+        return json.loads(self.text)
+
+    @cached_property
+    def overrides(self) -> list[str]:
+        """What differs from the dataset's default regime, and any part of a spec this module does not know."""
+        regime = self.values["regime"]
+        changed = {key: value for key, value in regime.items() if key != "version"}
+        changed |= {key: value for key, value in self.values.items() if key not in SETTING_KEYS}
+        return assignments(changed)
+
+    @cached_property
+    def is_random(self) -> bool:
+        return self.values["checkpoint"] == NO_CHECKPOINT
+
+    def describe(self) -> str:
+        """Backbone, checkpoint, size and precision in words."""
+        values = self.values
+        weights = "random weights" if self.is_random else f"checkpoint {values['checkpoint']}"
+        version = values["regime"].get("version", 1)
+        regime = [] if version == 1 else [f"regime version {version}"]
+        return ", ".join([values["backbone"], weights, f"{values['image_size']} px", values["precision"], *regime])
+
+    def slug(self) -> str:
+        """A part of a file name, readable, and different for different settings.
+
+        What the readable part does not tell (regime, a checkpoint of the user's own) goes into a hash.
+        """
+        values = self.values
+        parts = [values["backbone"], str(values["image_size"]), values["precision"]]
+        if self.is_random:
+            parts.append("random")
+        told = {"backbone", "image_size", "precision"}
+        rest = {key: value for key, value in values.items() if key not in told}
+        plain = {"checkpoint": values["checkpoint"], "regime": {"version": 1}}
+        if rest != plain or not (self.is_random or values["checkpoint"].startswith(f"sam_{values['backbone']}_")):
+            parts.append(short_hash(canonical(rest)))
+        return "-".join(parts)
+
+    def departures(self, protocol: str) -> list[str]:
+        """How the setting differs from the paper's; empty where the numbers may be compared."""
+        found = [
+            f"{key.replace('_', ' ')} {self.values[key]} (the paper: {value})"
+            for key, value in PAPER.items()
+            if self.values[key] != value
+        ]
+        if self.overrides:
+            found.append(f"changed from the default: {', '.join(self.overrides)}")
+        if protocol != PAPER_PROTOCOL:
+            found.append(f"protocol {protocol} (the paper: {PAPER_PROTOCOL})")
+        return found
+
+
+def assignments(values: dict[str, Any]) -> list[str]:
+    """``key = value`` for each value, by key, strings without quotes."""
+    return [f"{key} = {v if isinstance(v, str) else canonical(v)}" for key, v in sorted(values.items())]
+
+
+def short_hash(text: str) -> str:
+    """Six hexadecimal digits that keep apart the few file names of one folder."""
+    return hashlib.sha256(text.encode()).hexdigest()[:6]

@@ -1,0 +1,69 @@
+"""The accuracy cells of one setting with their scores under one protocol: what a table may draw from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from analysis.results import DONE, Metric, Results
+from analysis.setting import PAPER_PROTOCOL, Setting, assignments, short_hash
+
+Cell = Any
+"""A row of ``Results.cells`` as a named tuple, with ``row`` and ``data`` (method and dataset in words) and
+``partial`` (trained on less than the whole training split; few-shot cells are whole)."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """``scores`` maps (test set, metric) to the fraction of each cell that has it, by the cell's id."""
+
+    setting: Setting
+    protocol: str
+    cells: tuple[Cell, ...]
+    scores: Mapping[tuple[str, str], Mapping[str, float]]
+    metrics: Mapping[str, Metric]
+
+    def table_name(self, what: str) -> str:
+        """A file name without its ending, different for each setting and protocol."""
+        protocol = () if self.protocol == PAPER_PROTOCOL else (self.protocol,)
+        return "-".join((what, self.setting.slug(), *protocol))
+
+
+def sources(results: Results, protocol: str) -> list[Source]:
+    """A source for each setting that has scores under ``protocol``; the one with most done cells first."""
+    cells = results.cells[results.cells["kind"] == "accuracy"].copy()
+    cells["row"] = [_row(cell) for cell in cells.itertuples()]
+    cells["data"] = [_data(cell) for cell in cells.itertuples()]
+    cells["partial"] = (cells["shots"] == "") & (cells["train_images"] < cells["train_images_available"])
+    setting_of = dict(zip(cells["id"], cells["setting"], strict=True))
+    scores: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
+    for score in results.scores[results.scores["protocol"] == protocol].itertuples():
+        of_setting = scores.setdefault(setting_of[score.id], {})
+        of_setting.setdefault((score.test_set, score.metric), {})[score.id] = score.value
+    found = [
+        Source(Setting(text), protocol, tuple(own.itertuples()), scores[text], results.metrics)
+        for text, own in cells.groupby("setting", sort=True)
+        if text in scores
+    ]
+    return sorted(found, key=lambda source: sum(cell.state == DONE for cell in source.cells), reverse=True)
+
+
+def file_part(label: str, name: str) -> str:
+    """``name``, and a hash of ``label`` where that says more than the name."""
+    return name if label == name else f"{name}-{short_hash(label)}"
+
+
+def _row(cell: Cell) -> str:
+    version = [f"version {cell.method_version}"] if cell.old_method else []
+    return _words(cell.method, [*assignments(cell.parameters), *version])
+
+
+def _data(cell: Cell) -> str:
+    shots = [f"{cell.shots} shots"] if cell.shots else []
+    version = [f"version {cell.dataset_version}"] if cell.old_dataset else []
+    return _words(cell.dataset, [*assignments(cell.dataset_parameters), *shots, *version])
+
+
+def _words(name: str, parts: list[str]) -> str:
+    return f"{name} ({', '.join(parts)})" if parts else name

@@ -1,0 +1,118 @@
+"""``python -m analysis.tables``: the tables of the paper, and plain ones, made again from the results.
+
+A table is a pure function of the files in ``results/cells``: no time, no host and no order of folders enters it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from analysis import terminal
+from analysis.building import paper_table, plain_tables
+from analysis.latex import latex
+from analysis.layout import Table
+from analysis.paper import TITLES
+from analysis.render import long_csv, markdown
+from analysis.results import NoResults, Results, next_command, read_results
+from analysis.source import sources
+
+FORMATS: dict[str, Callable[[Table], str]] = {"md": markdown, "csv": long_csv, "tex": latex}
+PROTOCOLS = ("paper", "literature")
+
+
+def make_tables(results: Results, *, protocol: str = "paper", wanted: Sequence[str] = ()) -> list[Table]:
+    """All tables, setting by setting, the setting with most done cells first.
+
+    Args:
+        wanted: numbers of the paper's tables and names of datasets; nothing means every table of the paper, and
+            a plain one for each dataset with results that none of those shows.
+    """
+    tables: list[Table] = []
+    for source in sources(results, protocol):
+        numbers = [number for number in TITLES if not wanted or str(number) in wanted]
+        papers = [table for number in numbers if (table := paper_table(number, source))]
+        tables += papers
+        if not wanted:
+            tables += plain_tables(source, without=papers)
+        for name in dict.fromkeys(wanted):
+            tables += plain_tables(source, only=name)
+    return tables
+
+
+def write_tables(tables: Sequence[Table], folder: Path, formats: Sequence[str]) -> None:
+    """Writes each table in each format to ``folder / "<name>.<format>"``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for table in tables:
+        for ending in formats:
+            text = FORMATS[ending](table)
+            (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8", newline="\n")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the tables and writes them; the exit code is 2 where there is nothing to show."""
+    options = _parser().parse_args(arguments)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an ASCII terminal shows "?" for "±" rather than a traceback
+    console = Console(highlight=False)
+    folder, formats = options.out or options.results / "tables", options.format or list(FORMATS)
+    try:
+        results = read_results(options.results)
+        for line in results.skipped:
+            print(f"skipped {line}", file=sys.stderr)
+        tables = make_tables(results, protocol=options.protocol, wanted=_wanted(options, results))
+        if not tables:
+            raise NoResults(_nothing(options, options.table))
+        absent = [name for name in options.table if name not in {table.subject for table in tables}]
+        if absent:
+            print(_nothing(options, absent), file=sys.stderr)
+        for table in tables:
+            terminal.show(table, console)
+        write_tables(tables, folder, formats)
+    except (NoResults, OSError) as error:
+        print(f"analysis.tables: {error}", file=sys.stderr)
+        return 2
+    endings = formats[0] if len(formats) == 1 else f"{{{','.join(formats)}}}"
+    for table in tables:
+        console.print(f"wrote {folder / table.name}.{endings}", soft_wrap=True, markup=False)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m analysis.tables", description="Make the tables from the results.")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="the results folder (default: results)")
+    parser.add_argument("--out", type=Path, help="where the tables are written (default: RESULTS/tables)")
+    parser.add_argument(
+        "--table", action="append", default=[], metavar="NUMBER|DATASET",
+        help=f"a table of the paper ({', '.join(map(str, TITLES))}) or a dataset; may be repeated (default: all)",
+    )  # fmt: skip
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="how it was scored (default: paper)")
+    parser.add_argument("--format", action="append", choices=list(FORMATS), help="may be repeated (default: all)")
+    return parser
+
+
+def _wanted(options: argparse.Namespace, results: Results) -> list[str]:
+    known = [*map(str, TITLES), *sorted(set(results.cells["dataset"]))]
+    for name in options.table:
+        if name not in known:
+            raise NoResults(
+                f"unknown table {name!r}. Known: {', '.join(known)}. Next: python -m analysis.tables --table {known[0]}"
+            )
+    return options.table
+
+
+def _nothing(options: argparse.Namespace, names: Sequence[str]) -> str:
+    subject = f"table {', '.join(names)}" if names else "any table"
+    return (
+        f"no done cell below {options.results / 'cells'} belongs to {subject} under the protocol {options.protocol}. "
+        f"{next_command(options.results, 'table1')}"
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,108 @@
+"""A factory of results folders: cells with known scores, as bench writes them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+METRICS = {
+    "iou": {"label": "IoU", "better": "higher"},
+    "t_jaccard": {"label": "T-Jaccard", "better": "higher"},
+    "dice": {"label": "Dice", "better": "higher"},
+    "accuracy": {"label": "Acc", "better": "higher"},
+    "s_measure": {"label": "S", "better": "higher"},
+    "mae": {"label": "MAE", "better": "lower"},
+    "ber_image": {"label": "BER", "better": "lower"},
+}
+DEFAULTS = {"lora": {"rank": 3}, "conv_lora": {"rank": 3, "num_experts": 8, "routing": "moe"}}
+
+
+class ResultsFolder:
+    """Writes cells below ``path / "cells"``; every argument has the paper's setting as default."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(
+        self,
+        *,
+        method: str = "conv_lora",
+        dataset: str = "isic2017",
+        seed: int = 0,
+        scores: Mapping[str, float] | None = None,
+        test_set: str = "test",
+        state: str = "done",
+        stale: tuple[str, ...] = (),
+        parameters: Mapping[str, Any] | None = None,
+        dataset_parameters: Mapping[str, Any] | None = None,
+        shots: int | None = None,
+        version: int = 1,
+        dataset_version: int = 1,
+        regime: Mapping[str, Any] | None = None,
+        train_images: int = 2000,
+        protocol: str = "paper",
+        random_backbone: bool = False,
+        **setting: Any,
+    ) -> Path:
+        """One cell's folder."""
+        parameters, scores = dict(parameters or {}), dict(scores or {"iou": 0.5})
+        spec = {
+            "kind": "accuracy",
+            "method": {"name": method, "version": version, "parameters": parameters},
+            "dataset": {"name": dataset, "version": dataset_version},
+            "seed": seed,
+            "backbone": "vit_h",
+            "checkpoint": "sam_vit_h_4b8939.pth",
+            "image_size": 1024,
+            "precision": "bf16",
+            "regime": {"version": 1, **(regime or {})},
+        } | setting
+        if dataset_parameters:
+            spec["dataset"]["parameters"] = dict(dataset_parameters)
+        if shots:
+            spec["dataset"]["shots"] = shots
+        digest = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:8]
+        name = f"{dataset}-{method}-s{seed}-{digest}"
+        folder = self.path / "cells" / name
+        folder.mkdir(parents=True)
+        self.write(folder / "cell.json", {"id": name, "spec": spec, "evidence": {}})
+        self.write(folder / "status.json", {"state": state, "reason": None, "attempt": 1, "stale": list(stale)})
+        if state == "done":
+            result = self._result(name, spec, scores, test_set, protocol, train_images)
+            result["random_backbone"] |= random_backbone
+            self.write(folder / "result.json", result)
+        return folder
+
+    @staticmethod
+    def write(path: Path, values: Mapping[str, Any]) -> None:
+        path.write_text(json.dumps({"schema": 1, **values}), encoding="utf-8")
+
+    @staticmethod
+    def _result(
+        name: str, spec: dict[str, Any], scores: dict[str, float], test_set: str, protocol: str, train_images: int
+    ) -> dict[str, Any]:
+        method, dataset = spec["method"], spec["dataset"]["name"]
+        resolved = {"name": method["name"], "parameters": DEFAULTS.get(method["name"], {}) | method["parameters"]}
+        return {
+            "id": name,
+            "resolved": {"method": resolved, "dataset": {"name": dataset, "title": dataset.upper()}},
+            "scores": {test_set: {protocol: scores}},
+            "images": {test_set: 600},
+            "parameters": {"trainable": 4_020_096, "total": 641_090_000},
+            "training": {"train_images": train_images, "train_images_available": 2000, "seconds": 1.0},
+            "environment": {"device": "cpu"},
+            "random_backbone": spec["checkpoint"] == "none",
+            "dataset_metrics": list(scores),
+            "metrics": {key: METRICS[key] for key in scores},
+        }
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> ResultsFolder:
+    """An empty results folder to fill with cells."""
+    return ResultsFolder(tmp_path / "results")
