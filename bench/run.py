@@ -145,7 +145,8 @@ def execute(
         signal.signal(number, lambda *_: scheduler.stop())
     ended: dict[str, int] = {}
     tracker = Tracker(options.results, uri=options.tracking_uri, enabled=not options.no_tracking)
-    tracker.start()
+    if plan.todo():
+        tracker.start()
     with Display(scheduler, len(plan.todo()), console) as display:
         displays.append(display)
         for outcome in scheduler.run(plan.todo()):
