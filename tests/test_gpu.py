@@ -1,0 +1,57 @@
+"""What only a CUDA device can tell: the same numbers as on the CPU, and a whole cell in bf16."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from bench import run
+from bench.losses import LOSSES
+from methods import Context, create, registry
+from methods.randomness import image_keys, normal
+
+pytestmark = pytest.mark.gpu
+CONTEXT = Context(backbone="tiny", checkpoint="none", image_size=128)
+
+
+def test_noise_is_the_same_on_both_devices():
+    keys = image_keys(1, 2, range(64))
+    here, there = normal(keys, (25, 8), salt=3), normal(keys.cuda(), (25, 8), salt=3).cpu()
+    torch.testing.assert_close(here, there, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_outputs_and_gradients_agree_with_the_cpu(name):
+    images = torch.randint(0, 256, (2, 3, 128, 128), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    masks = (images[:, 0] > 127).to(torch.uint8)
+    keys, gradients, outputs = image_keys(0, 0, [0, 1]), [], []
+    for device in ("cpu", "cuda"):
+        model = create(name).build(CONTEXT).to(device).train()
+        output = model(images.to(device), keys.to(device))
+        loss = model.loss(output, model.targets(masks.to(device)), LOSSES["structure"]).mean()
+        loss.backward()
+        outputs.append(output.masks.detach().cpu())
+        gradients.append({n: p.grad.cpu() for n, p in model.trainable().items() if p.grad is not None})
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-3, atol=1e-4)
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, gradient in gradients[0].items():
+        scale = gradient.abs().max().clamp(min=1e-6)
+        assert ((gradient - gradients[1][key]).abs().max() / scale) < 1e-2, key
+
+
+def test_a_cell_runs_on_a_gpu_in_bf16(tmp_path):
+    matrix = tmp_path / "gpu.toml"
+    matrix.write_text(
+        'name = "gpu"\nbackbone = "tiny"\nimage_size = 64\n[[cells]]\nmethods = ["conv_lora"]\n'
+        'datasets = [{ name = "shapes", train_images = 8, validation_images = 4, test_images = 4, size = 64 }]\n'
+        "regime = { epochs = 1 }\n"
+    )
+    words = ["--matrix", str(matrix), "--results", str(tmp_path / "results"), "--no-tracking", "--devices", "0"]
+    assert run.main(words) == 0
+    (result,) = (tmp_path / "results" / "cells").glob("*/result.json")
+    record = json.loads(result.read_text())
+    assert record["resolved"]["precision"] == "bf16"
+    assert record["environment"]["device"] == torch.cuda.get_device_name(0)
+    assert record["training"]["peak_memory_bytes"] > 0
