@@ -84,17 +84,22 @@ class Model(nn.Module, abc.ABC):
     """A trainable segmentation model; only parameters that require a gradient are trained and saved.
 
     Attributes:
-        encoder_constant: the embedding of an image never changes in training, so it may be cached.
-        backbone_needs_grad: gradients flow through the backbone; False lets it run without a graph.
         aux_weights: weight of each auxiliary loss, by its name; an absent name weighs nothing.
     """
-
-    encoder_constant: bool = False
-    backbone_needs_grad: bool = True
 
     def __init__(self) -> None:
         super().__init__()
         self.aux_weights: dict[str, float] = {}
+
+    @property
+    def encoder_constant(self) -> bool:
+        """Whether the embedding of an image never changes in training, so that it may be cached."""
+        return False
+
+    @property
+    def backbone_needs_grad(self) -> bool:
+        """Whether gradients flow through the backbone; where they do not it runs without a graph."""
+        return True
 
     @abc.abstractmethod
     def encode(self, images: Tensor, keys: Tensor | None = None) -> Embedding:

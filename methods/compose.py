@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any, ClassVar
@@ -28,7 +29,11 @@ def create(name: str, parameters: Mapping[str, Any] | None = None) -> Method:
     names = name.split("+")
     if len(names) == 1:
         return _create_one(name, dict(parameters or {}))
-    return Composition(parts=tuple(_create_one(n, own) for n, own in _distribute(names, parameters or {}).items()))
+    parts = tuple(_create_one(n, own) for n, own in _distribute(names, parameters or {}).items())
+    for part in parts:
+        if not isinstance(part, SamMethod):
+            raise ParameterError(f"{part.name!r} is a complete model and adapts no SAM: it cannot be part of {name!r}")
+    return Composition(parts=parts)
 
 
 def _distribute(names: list[str], parameters: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -39,7 +44,10 @@ def _distribute(names: list[str], parameters: Mapping[str, Any]) -> dict[str, di
         owner, _, parameter = label.rpartition(".")
         if owner and owner not in shares:
             raise ParameterError(f"parameter {label!r}: {owner!r} is no part of {'+'.join(names)!r}")
-        shares[owner or names[0]][parameter] = value
+        share = shares[owner or names[0]]
+        if parameter in share:
+            raise ParameterError(f"parameter {label!r} is given twice, with and without {owner or names[0]!r}")
+        share[parameter] = value
     return shares
 
 
@@ -57,9 +65,13 @@ def describe(error: ValidationError, owner: str, fields: Mapping[str, Any]) -> s
     """A validation error in one line an item: which parameter, which value, what was allowed."""
     lines = []
     for item in error.errors():
-        where = ".".join(map(str, item["loc"])) or "parameters"
+        where = ".".join(map(str, item["loc"]))
         if item["type"] == "extra_forbidden":
-            lines.append(f"{owner} takes no parameter {where!r}; it takes: {', '.join(fields) or 'none'}")
+            near = difflib.get_close_matches(where, fields, n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            lines.append(f"{owner} takes no parameter {where!r}.{hint} It takes: {', '.join(fields) or 'none'}")
+        elif not where:  # a rule over several parameters
+            lines.append(f"{owner}: {item['ctx']['error']}")
         else:
             lines.append(f"{owner}, parameter {where} = {item['input']!r}: {item['msg']}")
     return "\n".join(lines)

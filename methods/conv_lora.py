@@ -24,6 +24,12 @@ from methods.routing import route
 from methods.sam.model import SamSegmenter
 
 NOISE_FLOOR = 1e-2  # added to the noise's deviation in the release
+OPTIONS = {
+    "routing": ("moe", "sum"),
+    "gate": ("window", "image"),
+    "implementation": ("explicit",),
+    "variant": ("released", "paper"),
+}
 BALANCE_SCALE = 1e-2  # the factor inside the released balance loss, beside the paper's weight
 
 
@@ -66,11 +72,15 @@ class ConvLoRALinear(LoRALinear):
         variant: str = "released",
     ) -> None:
         super().__init__(base, rank=rank, alpha=alpha)
-        if implementation != "explicit":
-            raise ValueError(f"implementation {implementation!r} is unknown; allowed: 'explicit'")
-        scales = tuple(scales) if scales else tuple(range(1, num_experts + 1))
+        scales = tuple(range(1, num_experts + 1)) if scales is None else tuple(scales)
+        if not scales or min(scales) < 1:
+            raise ValueError(f"scales = {scales}: one positive integer for each expert")
         if not 1 <= top_k <= len(scales):
             raise ValueError(f"top_k = {top_k} of {len(scales)} experts; allowed: 1..{len(scales)}")
+        given = {"routing": routing, "gate": gate, "implementation": implementation, "variant": variant}
+        for option, value in given.items():
+            if value not in OPTIONS[option]:
+                raise ValueError(f"{option} = {value!r} is unknown; allowed: {', '.join(OPTIONS[option])}")
         self.released = variant == "released"
         self.scaling = self.scaling if self.released else 1.0
         self.top_k, self.gate_per_image = top_k, gate == "image"
@@ -105,13 +115,14 @@ class ConvLoRALinear(LoRALinear):
     def _choose(self, maps: Tensor) -> tuple[Tensor, Tensor]:
         """Experts and weights, each (B, S, k); leaves balance loss and counts on the layer."""
         axes = (1, 3, 4) if self.gate_per_image else (3, 4)
-        # Routing decisions hang on small differences: always in float32.
+        # Routing decisions hang on small differences: never in half precision.
+        precise = torch.promote_types(maps.dtype, torch.float32)
         with torch.autocast(maps.device.type, enabled=False):
-            pooled = maps.float().mean(axes)
+            pooled = maps.to(precise).mean(axes)
             pooled = pooled[:, None] if self.gate_per_image else pooled
-            clean, deviation, noise = pooled @ self.gate, None, None
+            clean, deviation, noise = pooled @ self.gate.to(precise), None, None
             if self.training:
-                deviation = F.softplus(pooled @ self.noise) + (NOISE_FLOOR if self.released else 0.0)
+                deviation = F.softplus(pooled @ self.noise.to(precise)) + (NOISE_FLOOR if self.released else 0.0)
                 noise = self._draw(clean)
             routing = route(clean, deviation, noise, self.top_k)
         self.balance_loss = None if routing.balance is None else BALANCE_SCALE * routing.balance
@@ -146,6 +157,8 @@ class ConvLoRA(SamMethod):
 
     @model_validator(mode="after")
     def _check_top_k(self) -> Self:
+        if self.scales == ():
+            raise ValueError("scales = [] leaves no expert; leave it out for scales 1 to num_experts")
         experts = len(self.scales) if self.scales else self.num_experts
         if self.top_k > experts:
             raise ValueError(f"top_k = {self.top_k} is more than the {experts} experts")

@@ -13,10 +13,9 @@ from methods.sam.model import SamSegmenter
 
 @register("decoder_only")
 class DecoderOnly(SamMethod):
-    """Trains the mask decoder alone."""
+    """Trains the mask decoder alone, which is what every SAM method starts from."""
 
     title: ClassVar[str] = "Decoder-only"
 
     def adapt(self, sam: SamSegmenter, context: Context) -> None:
-        sam.encoder_constant = True
-        sam.backbone_needs_grad = False
+        """Adds nothing."""

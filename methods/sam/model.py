@@ -45,6 +45,16 @@ class SamSegmenter(Model):
         self.mask_decoder.requires_grad_(True)
         self.mask_decoder.iou_prediction_head.requires_grad_(False)
 
+    @property
+    def encoder_constant(self) -> bool:
+        """Nothing but the mask decoder is trained."""
+        return all(name.startswith("mask_decoder.") for name in self.trainable())
+
+    @property
+    def backbone_needs_grad(self) -> bool:
+        """Something inside the image encoder is trained."""
+        return any(parameter.requires_grad for parameter in self.image_encoder.parameters())
+
     def encode(self, images: Tensor, keys: Tensor | None = None) -> Embedding:
         """See :meth:`methods.base.Model.encode`. Runs without a graph where no gradient needs the backbone."""
         for layer in self.modules():
