@@ -36,15 +36,20 @@ def restore(model: Model, folder: Path) -> None:
     """Put saved parameters into a model of the same method, parameters and backbone.
 
     Raises:
-        AdapterError: names or shapes differ; the message shows the first few of each.
+        AdapterError: names or shapes differ; the message shows the first of each kind.
     """
     from safetensors.torch import load_file
 
     state, own = load_file(folder / WEIGHTS), model.trainable()
-    odd = sorted(own.keys() ^ state.keys()) or [n for n in own if own[n].shape != state[n].shape]
-    if odd:
+    differences = {
+        "the file lacks": [name for name in own if name not in state],
+        "the model lacks": [name for name in state if name not in own],
+        "of another shape": [name for name in own if name in state and own[name].shape != state[name].shape],
+    }
+    if any(differences.values()):
+        shown = "; ".join(f"{what} {len(names)}, first {names[0]}" for what, names in differences.items() if names)
         raise AdapterError(
-            f"{folder / WEIGHTS} does not fit this model: {len(odd)} names or shapes differ, first {odd[:3]}. "
+            f"{folder / WEIGHTS} does not fit this model: {shown}. "
             f"Build it with the method, parameters, backbone and image size in {folder / CARD}."
         )
     with torch.no_grad():

@@ -147,7 +147,7 @@ class Model(nn.Module, abc.ABC):
 class Method(BaseModel, abc.ABC):
     """A method with its parameters: an immutable, validated value that builds models."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     name: ClassVar[str]
     title: ClassVar[str]
@@ -169,7 +169,7 @@ class SamMethod(Method):
         from methods.sam.build import build_segmenter
 
         sam = build_segmenter(context)
-        # The parts a method adds depend on the cell's seed alone, not on what was drawn before them.
+        # What a method adds depends on the cell's seed, not on what building the backbone has drawn before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
             self.adapt(sam, context)

@@ -41,8 +41,8 @@ def _distribute(names: list[str], parameters: Mapping[str, Any]) -> dict[str, di
     if len(shares) != len(names):
         raise ParameterError(f"a composition names each method once, not {'+'.join(names)!r}")
     for label, value in parameters.items():
-        owner, _, parameter = label.rpartition(".")
-        if owner and owner not in shares:
+        owner, dot, parameter = label.rpartition(".")
+        if dot and owner not in shares:
             raise ParameterError(f"parameter {label!r}: {owner!r} is no part of {'+'.join(names)!r}")
         share = shares[owner or names[0]]
         if parameter in share:

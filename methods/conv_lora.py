@@ -4,7 +4,7 @@ Between LoRA's two matrices a router sends each map of rank-r features to one co
 its own scale. Defaults follow AutoGluon's release, from which the printed numbers come:
 y = base(x) + (alpha / r) B (z + E_chosen(z)), z = A x, with the expert chosen per attention window.
 ``variant="paper"`` follows the equations instead: no scaling, no residual z, no GELU, no floor under the
-noise, one expert an image. Added parameters on vit_h: 514,560.
+noise, no factor of 0.01 in the balance loss, one expert an image. Added parameters on vit_h: 514,560.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from methods.routing import route
 from methods.sam.model import SamSegmenter
 
 NOISE_FLOOR = 1e-2  # added to the noise's deviation in the release
+BALANCE_SCALE = 1e-2  # the factor inside the released balance loss, beside the paper's weight
 OPTIONS = {
     "routing": ("moe", "sum"),
     "gate": ("window", "image"),
     "implementation": ("explicit",),
     "variant": ("released", "paper"),
 }
-BALANCE_SCALE = 1e-2  # the factor inside the released balance loss, beside the paper's weight
 
 
 class ConvLoRALinear(LoRALinear):
     """A linear layer on feature maps with a Conv-LoRA update.
 
     Usable alone on any vision transformer: input (..., H, W, C), where the first axis counts images and
-    every further axis before H counts maps of that image (attention windows). Parameters: ``lora_A``
+    every further axis before H counts maps of that image (attention windows); (H, W, C) is one image. A
+    sequence of tokens (B, N, C) has to be given its grid back first: ``x.unflatten(1, (H, W))``. Parameters: ``lora_A``
     (r, in), ``lora_B`` (out, r), ``gate`` and ``noise`` (r, E), ``experts.weight`` (E, r, r, 3, 3) and
     ``experts.bias`` (E, r). Where nothing is chosen (one expert, or ``routing="sum"``) there is no gate.
 
@@ -83,6 +84,7 @@ class ConvLoRALinear(LoRALinear):
                 raise ValueError(f"{option} = {value!r} is unknown; allowed: {', '.join(OPTIONS[option])}")
         self.released = variant == "released"
         self.scaling = self.scaling if self.released else 1.0
+        self.balance_scale = BALANCE_SCALE if self.released else 1.0
         self.top_k, self.gate_per_image = top_k, gate == "image"
         self.experts = ScaledConvolutions(rank, scales, gelu=self.released)
         self.routed = routing == "moe" and len(scales) > 1
@@ -95,6 +97,16 @@ class ConvLoRALinear(LoRALinear):
         self.expert_counts: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
+        """(..., H, W, in) -> (..., H, W, out); tokens off the grid go through :meth:`forward_tokens`.
+
+        Those have no neighbours to convolve, so their update is plain LoRA's, in both variants (our choice: neither
+        the paper nor the release has such tokens).
+
+        Raises:
+            ValueError: ``x`` has no grid, or ``random_keys`` are not one for each image.
+        """
+        if x.dim() < 3:
+            raise ValueError(f"ConvLoRALinear takes maps (..., H, W, C), not {tuple(x.shape)}")
         *lead, height, width, _ = x.shape if x.dim() > 3 else (1, *x.shape)
         low = F.linear(x, self.lora_A)
         maps = low.reshape(lead[0], -1, height, width, low.shape[-1]).movedim(-1, 2)
@@ -125,7 +137,7 @@ class ConvLoRALinear(LoRALinear):
                 deviation = F.softplus(pooled @ self.noise.to(precise)) + (NOISE_FLOOR if self.released else 0.0)
                 noise = self._draw(clean)
             routing = route(clean, deviation, noise, self.top_k)
-        self.balance_loss = None if routing.balance is None else BALANCE_SCALE * routing.balance
+        self.balance_loss = None if routing.balance is None else self.balance_scale * routing.balance
         self.expert_counts = routing.counts
         spread = (-1, maps.shape[1], -1)
         return routing.chosen.expand(spread), routing.weights.expand(spread)
@@ -133,6 +145,8 @@ class ConvLoRALinear(LoRALinear):
     def _draw(self, like: Tensor) -> Tensor:
         if self.random_keys is None:
             return torch.randn_like(like)
+        if len(self.random_keys) != len(like):
+            raise ValueError(f"{len(self.random_keys)} random keys for {len(like)} images: one key an image")
         return normal(self.random_keys.to(like.device), like.shape[1:], self.salt)
 
 

@@ -29,6 +29,8 @@ class LoRALinear(nn.Module):
 
     def __init__(self, base: nn.Module, *, rank: int = 3, alpha: float = 32.0) -> None:
         super().__init__()
+        if rank < 1:
+            raise ValueError(f"rank = {rank}; allowed: positive integers")
         self.base = base
         self.in_features, self.out_features = base.in_features, base.out_features
         self.scaling = alpha / rank

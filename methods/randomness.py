@@ -28,7 +28,7 @@ def _shift(x: Tensor, bits: int) -> Tensor:
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
-def _mix(x: Tensor) -> Tensor:
+def _scramble(x: Tensor) -> Tensor:
     x = (x ^ _shift(x, 30)) * _signed(_MIX1)
     x = (x ^ _shift(x, 27)) * _signed(_MIX2)
     return x ^ _shift(x, 31)
@@ -65,7 +65,7 @@ def normal(keys: Tensor, shape: Sequence[int], salt: int) -> Tensor:
     """
     count = math.prod(shape)
     counters = torch.arange(1, 2 * count + 1, device=keys.device, dtype=torch.int64) * _signed(_STEP)
-    words = _mix(_mix(keys + _signed(key(salt)))[:, None] + counters)
+    words = _scramble(_scramble(keys + _signed(key(salt)))[:, None] + counters)
     uniform = (_shift(words, 40).to(torch.float32) + 0.5) * 2.0**-24
     radius = torch.sqrt(-2 * torch.log(uniform[:, :count]))
     return (radius * torch.cos(2 * math.pi * uniform[:, count:])).view(keys.shape[0], *shape)

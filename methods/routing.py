@@ -44,7 +44,8 @@ def route(clean: Tensor, deviation: Tensor | None, noise: Tensor | None, top_k: 
     """
     experts = clean.shape[-1]
     logits = clean if deviation is None else clean + noise * deviation
-    values, indices = logits.topk(min(top_k + 1, experts), dim=-1)
+    # A stable sort settles ties (all gates zero) the same way on every device; topk does not.
+    values, indices = logits.sort(dim=-1, descending=True, stable=True)
     chosen, weights = indices[..., :top_k], values[..., :top_k].softmax(dim=-1)
     gates = torch.zeros_like(logits).scatter(-1, chosen, weights)
     counts = torch.zeros_like(logits).scatter(-1, chosen, 1.0).sum(-2).detach()

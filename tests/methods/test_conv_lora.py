@@ -101,7 +101,7 @@ class LiteralLayer:
             self.project(x[s], low[s], sum(g * self.expert(e, low[s]) for e, g in chosen_by[s])) for s in range(len(x))
         ]
         variation = [v.var(ddof=1) / (v.mean() ** 2 + 1e-10) for v in (importance, load)]
-        return Literal(np.stack(output), [1e-2 * sum(variation)], counts[None])
+        return Literal(np.stack(output), [(1.0 if self.paper else 1e-2) * sum(variation)], counts[None])
 
 
 def compare(layer: ConvLoRALinear, literal: LiteralLayer, *, per_image: bool) -> None:
