@@ -84,7 +84,8 @@ def end_with_parent() -> None:
 
 def outcome(error: BaseException) -> tuple[str, str]:
     """The state an error leaves a cell in, and the reason as one line."""
-    reason = f"{type(error).__name__}: {error}".strip().split("\n\n")[0]
+    paragraph = f"{type(error).__name__}: {error}".split("\n\n")[0]
+    reason = " ".join(paragraph.split())
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return "interrupted", "stopped by a signal"
     if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
@@ -97,7 +98,9 @@ def run(folder: CellFolder, options: argparse.Namespace) -> int:
     cell = Cell(folder.read()["spec"])
     if cell.id != folder.id:
         raise ValueError(f"{folder.path} holds the cell {cell.id}; the folder was renamed or its cell.json edited")
-    if folder.status()["state"] == "done" and not (options.evaluate or options.again):
+    folder.recover()
+    before = folder.status()
+    if before["state"] == "done" and not (options.evaluate or options.again):
         log.info("%s is done already; --again runs it once more, --evaluate scores it again", cell.id)
         return 0
     try:
@@ -105,9 +108,9 @@ def run(folder: CellFolder, options: argparse.Namespace) -> int:
     except AlreadyRunning as error:
         log.error("%s", error)
         return CLAIMED
-    before = folder.status()
     folder.set_state("running", attempt=attempt.number)
     reporter = Reporter(attempt, options.device)
+    options.stale = before.get("stale", [])
     try:
         # Imported under the claim: whoever looks sees that the cell is taken while torch loads.
         from bench import work
@@ -117,18 +120,34 @@ def run(folder: CellFolder, options: argparse.Namespace) -> int:
         log.error("%s", error)
         return REVOKED
     except BaseException as error:
-        attempt.revoke()
-        state, reason = outcome(error)
-        log.error("%s: %s", state, reason, exc_info=not isinstance(error, Interrupted | KeyboardInterrupt))
-        if options.evaluate and before["state"] == "done":
-            folder.set_state("done", attempt=before["attempt"], reason=f"scoring again {state}: {reason}")
-        else:
-            folder.set_state(state, reason=reason, attempt=attempt.number)
-        return INTERRUPTED if state == "interrupted" else FAILED
+        # Once a commit has begun the cell is done, whatever interrupts the moving of its files.
+        if not attempt.settle():
+            return _record_failure(folder, attempt, error, before if options.evaluate else None)
     finally:
         reporter.end()
     log.info("%s done: %s", cell.id, headline(folder.result() or {}))
     return 0
+
+
+def _record_failure(
+    folder: CellFolder, attempt: Attempt, error: BaseException, before: Mapping[str, Any] | None
+) -> int:
+    """Record how an attempt failed; returns the exit code.
+
+    Args:
+        folder: the cell's.
+        attempt: the one that failed, revoked already.
+        error: why.
+        before: the status of a done cell whose result stays: only its scoring failed.
+    """
+    state, reason = outcome(error)
+    log.error("%s: %s", state, reason, exc_info=error if state != "interrupted" else None)
+    if before and before["state"] == "done":
+        marks = {"stale": before["stale"]} if before.get("stale") else {}
+        folder.set_state("done", attempt=before["attempt"], reason=f"scoring again {state}: {reason}", **marks)
+    else:
+        folder.set_state(state, reason=reason, attempt=attempt.number)
+    return INTERRUPTED if state == "interrupted" else FAILED
 
 
 def headline(result: Mapping[str, Any]) -> str:

@@ -45,17 +45,16 @@ def slots(wanted: str = "auto") -> list[Slot]:
             raise DeviceError(f"--devices {wanted!r}: write cpu, or cpu:N for N cells side by side")
         return _cpu_slots(int(count or 1))
     visible = _torch_gpus()
-    if wanted == "auto":
-        if visible:
-            return _gpu_slots(range(visible))
-        unusable = _unusable_gpus()
+    numbers = wanted.split(",")
+    if wanted == "auto" or all(number.strip().isdigit() for number in numbers):
+        unusable = None if visible else _unusable_gpus()
         if unusable:
             raise DeviceError(
                 f"the driver sees a GPU but torch cannot use it.\n{unusable}\n"
                 "Install a torch build that fits the driver, or say --devices cpu to run without it."
             )
-        return _cpu_slots(1)
-    numbers = wanted.split(",")
+    if wanted == "auto":
+        return _gpu_slots(range(visible)) if visible else _cpu_slots(1)
     if not all(number.strip().isdigit() for number in numbers):
         raise DeviceError(f"--devices {wanted!r} is unknown; allowed: auto, cpu, cpu:N, or GPU numbers such as 0,1")
     chosen = [int(number) for number in numbers]
@@ -72,7 +71,7 @@ def precision_for(places: list[Slot]) -> str:
 
 
 def _cpu_slots(count: int) -> list[Slot]:
-    threads = max(1, (os.cpu_count() or 1) // count)
+    threads = max(1, cores() // count)
     hidden = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads)}
     return [Slot("cpu" if count == 1 else f"cpu {i}", "cpu", threads, hidden) for i in range(count)]
 
@@ -81,15 +80,22 @@ def _gpu_slots(numbers) -> list[Slot]:
     """One slot for every number; the outer CUDA_VISIBLE_DEVICES decides what a number means."""
     numbers = list(numbers)
     outer = [token for token in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if token]
-    threads = max(1, (os.cpu_count() or 1) // len(numbers))
-    shared = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "OMP_NUM_THREADS": str(threads)}
+    threads = max(1, cores() // len(numbers))
+    order = os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    shared = {"CUDA_DEVICE_ORDER": order, "OMP_NUM_THREADS": str(threads)}
     return [
         Slot(f"gpu {n}", "cuda:0", threads, {**shared, "CUDA_VISIBLE_DEVICES": outer[n] if outer else str(n)})
         for n in numbers
     ]
 
 
+def cores() -> int:
+    """The cores this process may use: on a shared cluster fewer than the machine has."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 def _torch_gpus() -> int:
+    # Inherited by the cells, so that a number means the same card there and in nvidia-smi.
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
     import torch
 

@@ -24,20 +24,22 @@ EVALUATION = ("evaluation.py", "metrics/*.py")
 
 
 def stripped(source: str) -> str:
-    """Python source without comments, docstrings, blank lines and trailing spaces."""
+    """Python source without comments, strings that stand alone, blank lines and trailing spaces."""
     lines = source.splitlines()
     for token in tokenize.generate_tokens(io.StringIO(source).readline):
         if token.type == tokenize.COMMENT:
             row, column = token.start
             lines[row - 1] = lines[row - 1][:column]
-    for node in ast.walk(ast.parse(source)):
-        if (
-            isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-            and ast.get_docstring(node) is not None
-        ):
-            text = node.body[0]
-            lines[text.lineno - 1 : text.end_lineno] = [""] * (text.end_lineno - text.lineno + 1)
+    texts = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Expr) and _is_string(node.value)]
+    for text in sorted(texts, key=lambda node: node.lineno, reverse=True):
+        before = lines[text.lineno - 1].encode()[: text.col_offset].decode()
+        after = lines[text.end_lineno - 1].encode()[text.end_col_offset :].decode()
+        lines[text.lineno - 1 : text.end_lineno] = [before + after]
     return "\n".join(line.rstrip() for line in lines if line.strip())
+
+
+def _is_string(node: ast.expr) -> bool:
+    return isinstance(node, ast.Constant) and isinstance(node.value, str)
 
 
 def digest(texts: Iterable[str]) -> str:

@@ -28,6 +28,5 @@ def check_packages() -> None:
         if found != PROJECT / name / "__init__.py":
             raise WrongPackage(
                 f"`import {name}` finds {found or 'nothing'}, not {PROJECT / name}: another package of that name is in "
-                f"the way. Start from the project's folder (`cd {PROJECT} && python -m bench.run ...`) or put it first "
-                f"on the path: `PYTHONPATH={PROJECT} python -m bench.run ...`."
+                f"the way. Start from the project's folder: `cd {PROJECT} && python -m bench.run ...`."
             )

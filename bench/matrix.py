@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
 
 from bench.regime import Regime
 from bench.registry import UnknownName
@@ -47,7 +47,7 @@ class Block(_Table):
     datasets: list[str | Entry]
     methods: list[str | Entry]
     regime: str | dict[str, Any] = Field(default_factory=dict)
-    seeds: list[int] | None = None
+    seeds: list[NonNegativeInt] | None = None
     backbone: str | list[str] | None = None
     checkpoint: str | list[str] | None = None
     image_size: int | list[int] | None = None
@@ -62,7 +62,7 @@ class Matrix(_Table):
     checkpoint: str | list[str] = "auto"
     image_size: int | list[int] = 1024
     precision: str | list[str] = "auto"
-    seeds: list[int] = Field(default_factory=lambda: [0])
+    seeds: list[NonNegativeInt] = Field(default_factory=lambda: [0])
     cells: list[Block]
 
 
@@ -169,14 +169,20 @@ def _entries(given: list[str | Entry], registry: Any) -> Iterator[tuple[str, dic
         parameters = {k: v for k, v in fields.items() if k != "name"}
         for name in _as_list(fields["name"]):
             for one in registry.names() if name == "*" else [name]:
-                known = {k for part in one.split("+") for k in _list_fields(registry[part])}
-                for combination in _axes(parameters, frozenset(known)):
+                for combination in _axes(parameters, _list_fields(one, registry)):
                     yield one, combination
 
 
-def _list_fields(plugin: type[BaseModel]) -> set[str]:
-    """Parameters that take several values at once."""
-    return {name for name, field in plugin.model_fields.items() if "tuple" in str(field.annotation)}
+def _list_fields(name: str, registry: Any) -> frozenset[str]:
+    """Parameters that take several values at once, as they are written for a plugin or a composition."""
+    first, *rest = name.split("+")
+    parts = [("", first), *((f"{part}.", part) for part in (first, *rest))]
+    return frozenset(
+        prefix + field
+        for prefix, part in parts
+        for field, info in registry[part].model_fields.items()
+        if "tuple" in str(info.annotation)
+    )
 
 
 def expand(matrix: Matrix, *, precision: str) -> list[Entered]:
@@ -191,8 +197,6 @@ def expand(matrix: Matrix, *, precision: str) -> list[Entered]:
     """
     try:
         return _expand(matrix, precision)
-    except MatrixError:
-        raise
     except ValueError as error:
         raise MatrixError(f"matrix {matrix.name!r}: {error}") from error
 
@@ -250,7 +254,7 @@ def _precision(given: str, automatic: str) -> str:
 
 
 def _checked_regime(regime: dict[str, Any]) -> dict[str, Any]:
-    from bench.metrics import METRICS
+    from bench.metrics import quick
 
     for key in regime:
         if key not in Regime.model_fields:
@@ -260,8 +264,7 @@ def _checked_regime(regime: dict[str, Any]) -> dict[str, Any]:
         metric = Regime(**values).validation_metric
     except ValidationError as error:
         raise MatrixError("\n".join(f"regime: {line}" for line in _describe(error))) from None
-    if metric not in METRICS:
-        raise MatrixError(str(UnknownName("validation metric", metric, METRICS)))
+    quick(metric)  # refuses what is no metric of single images
     return regime
 
 

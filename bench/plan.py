@@ -91,13 +91,15 @@ def make(
         key = canonical([spec["dataset"], spec["seed"] if spec["dataset"].get("shots") else None])
         if key not in opened:
             opened[key] = _data_evidence(item, data_root, allow_broken)
-        data = opened[key]
-        if isinstance(data, str):
+        data, made = opened[key], None
+        if not isinstance(data, str):
+            digest = resolve(spec["backbone"], item.checkpoint or spec["checkpoint"]).digest()
+            made = evidence.collect(item.cell, data, digest)
+        planned = _judge(item, results, made, rerun)
+        if planned.runs and made is None:
             plan.missing[spec["dataset"]["name"]] = data
-            plan.cells.append(Planned(item, "skipped", False, f"dataset {spec['dataset']['name']} is missing"))
-            continue
-        digest = resolve(spec["backbone"], item.checkpoint or spec["checkpoint"]).digest()
-        plan.cells.append(_judge(item, results, evidence.collect(item.cell, data, digest), rerun))
+            planned = Planned(item, "skipped", False, f"dataset {spec['dataset']['name']} is missing")
+        plan.cells.append(planned)
     return plan
 
 
@@ -111,13 +113,14 @@ def _data_evidence(item: Entered, data_root: Path | None, allow_broken: bool) ->
         return str(error)
 
 
-def _judge(item: Entered, results: Results, made: dict[str, Any], rerun: str | None) -> Planned:
+def _judge(item: Entered, results: Results, made: dict[str, Any] | None, rerun: str | None) -> Planned:
+    """A cell's state and whether it runs; without evidence (``made``) its result is taken as it is."""
     folder = results.cell(item.cell.id)
     if not (folder.path / "cell.json").exists():
         return Planned(item, "planned", True, evidence=made)
     status = folder.status()
     state, note = status["state"], status.get("reason") or ""
-    if state == "done":
+    if state == "done" and made is not None:
         odd = evidence.differing(folder.read()["evidence"], made)
         if odd:
             state, note = "stale", "differs in " + ", ".join(odd)
@@ -131,12 +134,13 @@ def write(plan: Plan, results: Results) -> None:
     """Record the plan: new cells' folders, reasons of skipped ones, marks on stale results."""
     for cell in plan.cells:
         folder = results.cell(cell.id)
+        folder.recover()
         if cell.state == "skipped":
             folder.create(cell.entered.cell, {})
             folder.set_state("skipped", reason=cell.note)
         elif cell.state == "planned" and cell.evidence is not None:
             folder.create(cell.entered.cell, cell.evidence)
-        elif cell.state in ("stale", "done"):
+        elif cell.state in ("stale", "done") and cell.evidence is not None:
             mark_stale(folder, cell)
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from bench.backends import local
-from bench.cell import CLAIMED, FAILED, INTERRUPTED, PARENT_PIPE, REVOKED
+from bench.cell import CLAIMED, PARENT_PIPE, REVOKED
 from bench.devices import Slot
 from bench.guard import PROJECT
 from bench.plan import Planned
-from bench.store import Results, read_json
+from bench.store import CellFolder, Results, read_json
 
 GRACE_SECONDS = 15.0  # for a cell to record that it was interrupted
 
@@ -140,7 +140,7 @@ class Scheduler:
         finally:
             with self._lock:
                 del self._running[planned.id]
-        state, reason = self._settle(planned, code)
+        state, reason = self._settle(planned, process.pid, code)
         return Outcome(planned.id, state, reason, time.monotonic() - started, slot.label)
 
     def _command(self, planned: Planned, slot: Slot) -> list[str]:
@@ -152,7 +152,9 @@ class Scheduler:
 
     def _environment(self, slot: Slot) -> dict[str, str]:
         path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-        return {**os.environ, **slot.environment, PARENT_PIPE: "1", "PYTHONPATH": path, "PYTHONUNBUFFERED": "1"}
+        # Without the safe path the current folder would come before the project, and with it whatever lies there.
+        own = {PARENT_PIPE: "1", "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+        return {**os.environ, **slot.environment, **own}
 
     def _wait(self, process: subprocess.Popen) -> int:
         """Wait for a process; on :meth:`stop` ask it to end, then end it."""
@@ -169,26 +171,44 @@ class Scheduler:
             process.kill()
             return process.wait()
 
-    def _settle(self, planned: Planned, code: int) -> tuple[str, str]:
+    def _settle(self, planned: Planned, pid: int, code: int) -> tuple[str, str]:
         """The state a finished process left, recorded for it where it could not do so itself."""
         folder = self._results.cell(planned.id)
+        own = next((attempt for attempt in reversed(folder.attempts()) if attempt.claimed_by(pid)), None)
+        if own is None:
+            return self._settle_unclaimed(folder, code)
+        spoke = own.ended()
+        if own.settle():
+            return "done", ""
+        status = folder.status()
+        if spoke and status["attempt"] == own.number and status["state"] != "running":
+            return status["state"], status["reason"] or ""
+        return self._record(folder, code, own.number)
+
+    def _settle_unclaimed(self, folder: CellFolder, code: int) -> tuple[str, str]:
+        """For a process that never had the cell: whoever has it must not be disturbed."""
         if code in (CLAIMED, REVOKED):
             return "elsewhere", "another process runs it"
-        if code in (0, FAILED, INTERRUPTED):
-            status = folder.status()
+        status = folder.status()
+        if code == 0:
             return status["state"], status["reason"] or ""
-        attempts = folder.attempts()
-        if attempts and attempts[-1].settle():
-            return "done", ""
-        if self.stopped:
-            state, reason = "interrupted", "the run was stopped"
-        elif code < 0:
-            state, reason = "failed", f"killed by {_signal_name(-code)}"
-            reason += "; the system may have been out of memory" if code == -signal.SIGKILL else ""
-        else:
-            state, reason = "failed", f"exit code {code}: {_last_line(folder.path / 'log.txt')}"
-        folder.set_state(state, reason=reason, attempt=attempts[-1].number if attempts else None)
+        if status["state"] == "running":
+            return "failed", self._reason(folder, code)[1]
+        return self._record(folder, code, None)
+
+    def _record(self, folder: CellFolder, code: int, attempt: int | None) -> tuple[str, str]:
+        state, reason = self._reason(folder, code)
+        folder.set_state(state, reason=reason, attempt=attempt)
         return state, reason
+
+    def _reason(self, folder: CellFolder, code: int) -> tuple[str, str]:
+        """State and reason for a process that ended with ``code`` without a word."""
+        if self.stopped:
+            return "interrupted", "the run was stopped"
+        if code < 0:
+            hint = "; the system may have been out of memory" if code == -signal.SIGKILL else ""
+            return "failed", f"killed by {_signal_name(-code)}{hint}"
+        return "failed", f"exit code {code}: {_last_line(folder.path / 'log.txt')}"
 
 
 def _signal_name(number: int) -> str:

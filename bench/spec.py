@@ -129,6 +129,8 @@ def make_cell(
     """
     from methods.compose import parameters_of, version_of
 
+    if shots is not None and (type(shots) is not int or shots < 1):
+        raise ValueError(f"shots = {shots!r}: a positive number of images for each class, or leave it out for all")
     _, changed = regimes.resolve(dataset.regime, regime or {})
     parts = {
         "method": {

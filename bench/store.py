@@ -13,7 +13,8 @@ import os
 import socket
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -62,12 +63,14 @@ def read_json(path: Path) -> Any | None:
 
 
 def _create(path: Path, text: str) -> bool:
-    """Create ``path`` with ``text``; False if it exists already."""
-    try:
-        with path.open("x", encoding="utf-8") as file:
-            file.write(text)
-    except FileExistsError:
-        return False
+    """Create ``path`` with ``text``, whole or not at all; False if it exists already."""
+    with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        try:
+            os.link(file.name, path)
+        except FileExistsError:
+            return False
     return True
 
 
@@ -86,32 +89,47 @@ class Attempt:
         """Show that the attempt lives, and how far it is."""
         write_json(self.path / "progress.json", progress)
 
+    def claimed_by(self, pid: int) -> bool:
+        """Whether the process ``pid`` of this machine made the claim."""
+        claim = read_json(self.path / "claim.json")
+        return bool(claim) and claim["host"] == socket.gethostname() and claim["pid"] == pid
+
+    def ended(self) -> str | None:
+        """ "committed" or "revoked", None while it goes on."""
+        path = self.path / "end"
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
     def alive(self) -> bool:
         """Whether its process may still be at work: not ended, with a recent sign of life."""
-        if (self.path / "end").exists():
+        if self.ended():
             return False
-        claim = read_json(self.path / "claim.json") if (self.path / "claim.json").exists() else None
+        claim = read_json(self.path / "claim.json")
         if claim and claim["host"] == socket.gethostname() and not _process_lives(claim["pid"], claim["started"]):
             return False
         signs = [self.path / name for name in ("progress.json", "claim.json", ".")]
         newest = max((p.stat().st_mtime for p in signs if p.exists()), default=0.0)
         return time.time() - newest < STALE_SECONDS
 
-    def commit(self, files: list[str], result: dict[str, Any]) -> None:
+    def commit(self, files: list[str], result: dict[str, Any], *, stale: Sequence[str] = ()) -> None:
         """Publish ``files`` and ``result`` as the cell's own.
+
+        Args:
+            files: names in the attempt's folder.
+            result: what becomes ``result.json``.
+            stale: evidence that still differs: of a training that was only scored again.
 
         Raises:
             Revoked: another process has ended this attempt.
         """
         write_json(self.path / "result.json", result)
-        write_json(self.path / "commit.json", [*files, "result.json"])
+        write_json(self.path / "commit.json", {"files": [*files, "result.json"], "stale": list(stale)})
         if not _create(self.path / "end", "committed"):
             raise Revoked(f"attempt {self.number} of {self.cell.id} was revoked by another process")
         self.cell.finish_commit(self)
 
     def settle(self) -> bool:
         """End an attempt whose process is gone: finish its commit if it had begun one; returns whether it had."""
-        if self.revoke() or (self.path / "end").read_text() != "committed":
+        if self.revoke() or self.ended() != "committed":
             return False
         self.cell.finish_commit(self)
         return True
@@ -126,7 +144,9 @@ def _process_lives(pid: int, started: float) -> bool:
     import psutil
 
     try:
-        return abs(psutil.Process(pid).create_time() - started) < 2
+        process = psutil.Process(pid)
+        # Orphans that nobody collects stay in the table as zombies.
+        return process.status() != psutil.STATUS_ZOMBIE and abs(process.create_time() - started) < 2
     except psutil.NoSuchProcess:
         return False
 
@@ -171,11 +191,20 @@ class CellFolder:
     def status(self) -> dict[str, Any]:
         """``status.json`` as it stands; a running cell whose process is gone reads "interrupted"."""
         status = read_json(self.path / "status.json") or {"state": "planned", "reason": None, "attempt": None}
-        if status["state"] == "running" and not any(a.alive() for a in self.attempts()[-1:]):
-            if (self.path / "result.json").exists() and self._committed(status["attempt"]):
-                return {**status, "state": "done"}
-            return {**status, "state": "interrupted", "reason": "its process ended without a word"}
-        return status
+        if status["state"] != "running":
+            return status
+        last = self.attempts()[-1:]
+        if last and last[0].alive():
+            return status
+        if last and (self.result() or {}).get("attempt") == last[0].number:
+            return {**status, "state": "done"}
+        return {**status, "state": "interrupted", "reason": "its process ended without a word"}
+
+    def recover(self) -> None:
+        """Settle what a process that is gone has left: finish its commit, or record that it was interrupted."""
+        stored, true = read_json(self.path / "status.json"), self.status()
+        if stored and stored["state"] != true["state"] and not any(a.settle() for a in self.attempts()[-1:]):
+            self.set_state(true["state"], reason=true["reason"], attempt=true["attempt"])
 
     def result(self) -> dict[str, Any] | None:
         """``result.json``, None before the cell is done."""
@@ -217,16 +246,11 @@ class CellFolder:
 
     def finish_commit(self, attempt: Attempt) -> None:
         """Move a committed attempt's files to the cell; safe to repeat, and for several processes at once."""
-        for name in read_json(attempt.path / "commit.json") or []:
-            try:
+        commit = read_json(attempt.path / "commit.json")
+        for name in commit["files"]:
+            with suppress(FileNotFoundError):  # moved already
                 os.replace(attempt.path / name, self.path / name)
-            except FileNotFoundError:
-                continue
-        self.set_state("done", attempt=attempt.number)
-
-    def _committed(self, number: int | None) -> bool:
-        result = self.result()
-        return result is not None and result.get("attempt") == number
+        self.set_state("done", attempt=attempt.number, **({"stale": commit["stale"]} if commit["stale"] else {}))
 
 
 class Results:

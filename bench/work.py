@@ -103,7 +103,8 @@ def score_again(cell: Cell, attempt: Attempt, options: argparse.Namespace, watch
     made = folder.read()["evidence"]
     made["source"] = {**made["source"], "evaluation": evidence.source_evidence(cell)["evaluation"]}
     folder.create(cell, made)
-    attempt.commit(evaluation.write(attempt.path), {**old, "attempt": attempt.number, **scored})
+    stale = [mark for mark in options.stale if mark != "source.evaluation"]
+    attempt.commit(evaluation.write(attempt.path), {**old, "attempt": attempt.number, **scored}, stale=stale)
 
 
 def _score(
