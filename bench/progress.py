@@ -86,7 +86,7 @@ class Display:
                 self._line(f"        {running.planned.id} on {running.slot.label}: " + ", ".join(filter(None, parts)))
 
     def _line(self, text: str) -> None:
-        self._console.print(text, soft_wrap=True, highlight=False)
+        self._console.print(text, soft_wrap=True)
 
     def _render(self) -> Group:
         table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")

@@ -20,6 +20,8 @@ from rich.console import Console
 from bench import matrix as matrices
 from bench.guard import check_packages
 
+FAILURES = {"failed", "oom", "timeout"}
+
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
     """The command line of ``python -m bench.run``."""
@@ -89,26 +91,22 @@ def print_plan(plan: Any, places: Sequence[Any], results: Path, console: Console
     counts = ", ".join(f"{count} {state}" for state, count in sorted(plan.counts().items()))
     console.print(
         f"{len(plan.cells)} cells ({counts}); {len(todo)} to run on {', '.join(slot.label for slot in places)}",
-        highlight=False,
     )
     if plan.random_backbones():
         console.print(
             f"RANDOM BACKBONE: {', '.join(sorted(plan.random_backbones()))} has no pre-trained weights here. "
             "The numbers show that everything runs; they say nothing about which method is better.",
             style="bold yellow",
-            highlight=False,
         )
     for name, reason in plan.missing.items():
-        console.print(f"dataset {name} is missing: {reason}", style="yellow", highlight=False, soft_wrap=True)
+        console.print(f"dataset {name} is missing: {reason}", style="yellow", soft_wrap=True)
     for cell in plan.cells:
-        if cells or cell.state in ("failed", "oom", "timeout", "stale"):
+        if cells or cell.state in FAILURES | {"stale"}:
             mark = "run " if cell.runs else "    "
-            console.print(f"  {mark}{cell.state:<12}{cell.id}  {cell.note}", highlight=False, soft_wrap=True)
-    states = {cell.state for cell in plan.cells if not cell.runs} & {"failed", "oom", "timeout", "stale"}
+            console.print(f"  {mark}{cell.state:<12}{cell.id}  {cell.note}", soft_wrap=True)
+    states = {cell.state for cell in plan.cells if not cell.runs} & (FAILURES | {"stale"})
     for state in sorted(states):
-        console.print(
-            f"  --rerun {state} runs the {state} cells again; their logs: {results}/cells/<id>/log.txt", highlight=False
-        )
+        console.print(f"  --rerun {state} runs the {state} cells again; their logs: {results}/cells/<id>/log.txt")
 
 
 def fetch_checkpoints(plan: Any, console: Console) -> None:
@@ -122,7 +120,7 @@ def fetch_checkpoints(plan: Any, console: Console) -> None:
     for backbone, name in sorted(wanted):
         checkpoint = resolve(backbone, name)
         if not checkpoint.random:
-            console.print(f"checkpoint {checkpoint.name}: {checkpoint.fetch()}", highlight=False, soft_wrap=True)
+            console.print(f"checkpoint {checkpoint.name}: {checkpoint.fetch()}", soft_wrap=True)
 
 
 def execute(
@@ -158,14 +156,15 @@ def execute(
             tracker.cell_changed(outcome.id)
     message = tracker.close()
     if message:
-        console.print(message, highlight=False, soft_wrap=True)
+        console.print(message, soft_wrap=True)
     return ended, scheduler.stopped
 
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m bench.run``; 0 if all cells are done, 1 if some failed, 2 for a usage error."""
     options = parse(words)
-    console = Console(width=None if sys.stdout.isatty() else 200)
+    # Reasons and paths hold brackets of their own.
+    console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False, emoji=False)
     try:
         return _main(options, console)
     except (ValueError, OSError, RuntimeError, ImportError) as error:
@@ -200,13 +199,13 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     console.print(
         f"executed {sum(ended.values())} cells: "
         + (", ".join(f"{n} {s}" for s, n in sorted(ended.items())) or "nothing to do"),
-        highlight=False,
     )
     if stopped:
-        console.print("stopped; the same command goes on from here", highlight=False)
+        console.print("stopped; the same command goes on from here")
         return 130
-    console.print(f"tables: python -m analysis.tables --results {options.results}", highlight=False)
-    return 1 if set(ended) - {"done", "elsewhere"} else 0
+    console.print(f"tables: python -m analysis.tables --results {options.results}")
+    left = {cell.state for cell in plan.cells if not cell.runs} & FAILURES
+    return 1 if left or set(ended) - {"done", "elsewhere"} else 0
 
 
 if __name__ == "__main__":
