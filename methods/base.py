@@ -56,11 +56,13 @@ class Embedding(NamedTuple):
         features: (B, C, h, w).
         aux_losses: unweighted auxiliary losses by name, each (B,).
         expert_counts: (B, layers, experts), how often each expert was chosen; None without a router.
+        taps: outputs (B, h, w, width) of the blocks a method asked for.
     """
 
     features: Tensor
     aux_losses: dict[str, Tensor]
     expert_counts: Tensor | None = None
+    taps: tuple[Tensor, ...] = ()
 
 
 @dataclass

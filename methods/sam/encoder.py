@@ -6,7 +6,13 @@ changes the encoder only by filling slots of a block:
 * ``attn.qkv``: replace the projection, keeping the old one inside;
 * ``extra_kv``: a module that returns (n, C) tokens, which join every window's keys and values;
 * ``before_block``: applied to the block's input (B, H, W, C);
-* ``after_attention``, ``after_mlp``: applied to the branch's output before it joins the residual.
+* ``after_attention``, ``after_mlp``: applied to the branch's output before it joins the residual;
+
+and of the encoder as a whole:
+
+* ``block_prompts``: a module that takes the images and their patch embeddings (B, H, W, C), without positions, and
+  yields for each block what is added to its input, (B, H, W, C);
+* ``taps``: indices of blocks whose outputs are handed out, for networks beside the encoder.
 """
 
 from __future__ import annotations
@@ -100,16 +106,22 @@ class ImageEncoder(nn.Module):
             nn.Conv2d(out, out, kernel_size=3, padding=1, bias=False),
             LayerNorm2d(out),
         )
+        self.block_prompts: nn.Module | None = None
+        self.taps: tuple[int, ...] = ()
 
     def forward(self, images: Tensor) -> Embedding:
-        x = self.patch_embed(images) + self.pos_embed
-        losses, counts = [], []
-        for block in self.blocks:
-            x, loss, count = block(x)
+        patches = self.patch_embed(images)
+        prompts = None if self.block_prompts is None else iter(self.block_prompts(images, patches))
+        x = patches + self.pos_embed
+        losses, counts, tapped = [], [], []
+        for index, block in enumerate(self.blocks):
+            x, loss, count = block(x if prompts is None else x + next(prompts))
             losses += [] if loss is None else [loss]
             counts += [] if count is None else [count]
+            tapped += [x] if index in self.taps else []
         return Embedding(
             self.neck(x.permute(0, 3, 1, 2)),
             {"balance": torch.stack(losses).sum(0)} if losses else {},
             torch.stack(counts, dim=1) if counts else None,
+            tuple(tapped),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 from segment_anything.modeling import PromptEncoder
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import Embedding, Model, Output
@@ -20,6 +20,10 @@ class SamSegmenter(Model):
 
     As built everything is frozen but the mask decoder (its IoU head excepted): the common ground of all
     fine-tuning methods in the paper.
+
+    Attributes:
+        side: slot for a network beside the encoder: a module that takes the normalised images and the encoder's
+            :class:`Embedding` and returns the features that go to the decoder, (B, C, h, w).
 
     Args:
         image_encoder, prompt_encoder, mask_decoder: SAM's parts.
@@ -39,6 +43,7 @@ class SamSegmenter(Model):
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
         self.mask_decoder = mask_decoder
+        self.side: nn.Module | None = None
         self.register_buffer("pixel_mean", torch.tensor(PIXEL_MEAN).view(1, 3, 1, 1), persistent=False)
         self.register_buffer("pixel_std", torch.tensor(PIXEL_STD).view(1, 3, 1, 1), persistent=False)
         self.requires_grad_(False)
@@ -60,8 +65,12 @@ class SamSegmenter(Model):
         for layer in self.modules():
             if hasattr(layer, "random_keys"):
                 layer.random_keys = keys
+        images = (images - self.pixel_mean) / self.pixel_std
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone_needs_grad):
-            return self.image_encoder((images - self.pixel_mean) / self.pixel_std)
+            embedding = self.image_encoder(images)
+        if self.side is None:
+            return embedding
+        return embedding._replace(features=self.side(images, embedding), taps=())
 
     def decode(self, embedding: Embedding) -> Output:
         """Mask logits, bilinearly enlarged from a quarter of the input's side to the input's."""
