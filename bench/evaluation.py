@@ -87,14 +87,15 @@ def evaluate(
         for start in range(0, len(split), BATCH):
             samples = [split[i] for i in range(start, min(start + BATCH, len(split)))]
             images = np.stack([squash_image(sample.image, image_size) for sample in samples])
+            masks = [squash_mask(sample.mask, image_size) for sample in samples]
+            truth = torch.from_numpy(np.stack(masks)).to(machine.device)
             with machine.autocast():
-                output = model(torch.from_numpy(images).permute(0, 3, 1, 2).to(machine.device))
+                output = model.answer(torch.from_numpy(images).permute(0, 3, 1, 2).to(machine.device), truth)
             probabilities = model.probabilities(output)
             if output.expert_counts is not None:
                 batch_counts = output.expert_counts.sum(0).cpu()
                 counts = batch_counts if counts is None else counts + batch_counts
-            for probability, sample in zip(probabilities, samples, strict=True):
-                squashed = squash_mask(sample.mask, image_size)
+            for probability, sample, squashed in zip(probabilities, samples, masks, strict=True):
                 scores["paper"].add(sample.identifier, probability.cpu().numpy(), squashed)
                 scores["literature"].add(sample.identifier, to_native(probability, sample.mask.shape), sample.mask)
                 areas.append((probability > 0.5).float().mean().item())

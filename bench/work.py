@@ -21,8 +21,8 @@ from bench.evaluation import Evaluation, evaluate
 from bench.metrics import METRICS
 from bench.spec import SCHEMA, Cell
 from bench.store import Attempt
-from bench.training import Machine, Progress, Trainer
-from methods.adapter import CARD, WEIGHTS
+from bench.training import Machine, Progress, Trainer, Training
+from methods.delta import CARD, WEIGHTS
 from methods.sam.checkpoints import resolve
 
 log = logging.getLogger("bench.cell")
@@ -53,14 +53,17 @@ def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, w
         context = replace(context, checkpoint=options.checkpoint)
     checkpoint = resolve(context.backbone, context.checkpoint)
     splits = open_splits(cell, options.data_root, allow_broken=options.allow_broken)
-    train = fixed_subset(splits["train"], regime.max_train_images, dataset.split_seed)
-    validation = fixed_subset(splits["validation"], regime.max_validation_images, dataset.split_seed)
     model = cell.method().build(context).to(options.device)
     log.info("%s: trainable parameters %s of %s", cell.id, *model.count().values())
 
     history = attempt.path / "history.jsonl"
-    trainer = Trainer(model, regime, machine, seed=seed, watch=watcher.progress, history=history)
-    record = trainer.fit(SquashedSplit(train, context.image_size), SquashedSplit(validation, context.image_size))
+    history.touch()
+    record = Training()
+    if model.trainable():
+        parts = [("train", regime.max_train_images), ("validation", regime.max_validation_images)]
+        used = [fixed_subset(splits[name], limit, dataset.split_seed) for name, limit in parts]
+        trainer = Trainer(model, regime, machine, seed=seed, watch=watcher.progress, history=history)
+        record = trainer.fit(*(SquashedSplit(split, context.image_size) for split in used))
     scored, evaluation = _score(cell, model, splits, machine, watcher)
 
     method = {"parameters": {}, **cell.spec["method"]}
@@ -76,7 +79,7 @@ def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, w
         "random_backbone": checkpoint.random,
         "training": {
             **asdict(record),
-            "train_images_available": len(splits["train"]),
+            "train_images_available": len(splits["train"]) if model.trainable() else 0,
             "micro_batch": options.micro_batch or regime.batch_size,
             "peak_memory_bytes": environment.peak_memory(options.device),
         },

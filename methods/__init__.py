@@ -4,9 +4,9 @@
 adapter. ``"conv_lora+vpt"`` composes methods, with parameters prefixed by the name they belong to.
 """
 
-from methods.adapter import load, restore, save
 from methods.base import Context, Embedding, Method, Model, Output, SamMethod, register, registry
 from methods.compose import create
+from methods.delta import load, restore, save
 
 __all__ = [
     "Context",

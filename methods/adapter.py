@@ -1,84 +1,67 @@
-"""What a training leaves behind: the trained parameters alone, and what is needed to build them in again."""
+"""Adapters (Houlsby et al. 2019, arXiv:1902.00751): two bottlenecks in every encoder block.
+
+One works on the attention's output after its projection, one on the MLP's, each before the residual sum. Only
+rank 2 with biases gives the paper's count. Added parameters on vit_h: 32 * 2 * (2 * 1280 * rank + rank + 1280).
+"""
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-from typing import Any
+from typing import ClassVar
 
-import torch
+from pydantic import PositiveInt
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from methods.base import Context, Method, Model
+from methods.base import Context, SamMethod, register
+from methods.sam.model import SamSegmenter
+from methods.sam.sizes import size_of
 
-WEIGHTS, CARD = "adapter.safetensors", "adapter.json"
-
-
-class AdapterError(ValueError):
-    """An adapter that does not fit the model it is put into."""
+INITIAL_DEVIATION = 1e-3  # as in google-research/adapter-bert, cut off at two deviations
 
 
-def save(model: Model, folder: Path, card: dict[str, Any]) -> None:
-    """Write the trainable parameters and ``card`` into ``folder``.
+class Bottleneck(nn.Module):
+    """A residual bottleneck on a layer's output: with y = base(x), y + up(gelu(down(y))).
+
+    ``up`` starts at zero, so that the first output is exactly ``base``'s; the authors draw it like ``down``, which
+    makes theirs near the identity only. ``down`` must not be zero as well, or neither weight had a gradient.
 
     Args:
-        model: its parameters that require a gradient are saved, in float32.
-        folder: an existing folder.
-        card: what :func:`load` needs: ``method`` {name, parameters}, ``context``, ``backbone_digest``.
+        base: the layer before it.
+        width: channels of its output.
+        rank: channels of the bottleneck.
     """
-    from safetensors.torch import save_file
 
-    state = {name: p.detach().float().cpu().contiguous() for name, p in model.trainable().items()}
-    save_file(state, folder / WEIGHTS)
-    (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
+    def __init__(self, base: nn.Module, width: int, *, rank: int = 2) -> None:
+        super().__init__()
+        self.base = base
+        self.down = nn.Linear(width, rank)
+        self.up = nn.Linear(rank, width)
+        cut = 2 * INITIAL_DEVIATION
+        nn.init.trunc_normal_(self.down.weight, std=INITIAL_DEVIATION, a=-cut, b=cut)
+        for zero in (self.down.bias, self.up.weight, self.up.bias):
+            nn.init.zeros_(zero)
 
-
-def restore(model: Model, folder: Path) -> None:
-    """Put saved parameters into a model of the same method, parameters and backbone.
-
-    Raises:
-        AdapterError: names or shapes differ; the message shows the first of each kind.
-    """
-    from safetensors.torch import load_file
-
-    state, own = load_file(folder / WEIGHTS), model.trainable()
-    differences = {
-        "the file lacks": [name for name in own if name not in state],
-        "the model lacks": [name for name in state if name not in own],
-        "of another shape": [name for name in own if name in state and own[name].shape != state[name].shape],
-    }
-    if any(differences.values()):
-        shown = "; ".join(f"{what} {len(names)}, first {names[0]}" for what, names in differences.items() if names)
-        raise AdapterError(
-            f"{folder / WEIGHTS} does not fit this model: {shown}. "
-            f"Build it with the method, parameters, backbone and image size in {folder / CARD}."
-        )
-    with torch.no_grad():
-        for name, parameter in own.items():
-            parameter.copy_(state[name])
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.base(x)
+        return y + self.up(F.gelu(self.down(y)))
 
 
-def load(folder: str | Path) -> Model:
-    """The trained model of a cell or an exported adapter, ready to predict.
+@register("adapter")
+class Adapter(SamMethod):
+    """Houlsby's two adapters in every block; starts as the frozen SAM."""
 
-    Raises:
-        FileNotFoundError: ``folder`` holds no adapter.
-        AdapterError: the backbone found under the recorded name is not the one it was trained on.
-    """
-    from methods.compose import create
-    from methods.sam.checkpoints import resolve
+    title: ClassVar[str] = "Adapter"
+    evidence: ClassVar[str] = "forced by count"
+    paper_trainable_m: ClassVar[float | None] = 3.92
+    starts_as_sam: ClassVar[bool] = True
+    rank: PositiveInt = 2
 
-    folder = Path(folder)
-    if not (folder / CARD).is_file():
-        raise FileNotFoundError(f"{folder} holds no {CARD}; a finished cell's folder does: results/cells/<id>")
-    card = json.loads((folder / CARD).read_text())
-    method: Method = create(card["method"]["name"], card["method"]["parameters"])
-    context = Context(**card["context"])
-    found = resolve(context.backbone, context.checkpoint).digest()
-    if found != card["backbone_digest"]:
-        raise AdapterError(
-            f"{folder} was trained on {context.backbone} with digest {card['backbone_digest'][:12]}, "
-            f"but {context.checkpoint!r} is now {found[:12]}"
-        )
-    model = method.build(context)
-    restore(model, folder)
-    return model.eval()
+    def added_parameters(self, context: Context) -> int:
+        size = size_of(context.backbone)
+        return size.depth * 2 * (2 * size.width * self.rank + self.rank + size.width)
+
+    def adapt(self, sam: SamSegmenter, context: Context) -> None:
+        width = sam.image_encoder.pos_embed.shape[-1]
+        for block in sam.image_encoder.blocks:
+            block.after_attention = Bottleneck(block.after_attention, width, rank=self.rank)
+            block.after_mlp = Bottleneck(block.after_mlp, width, rank=self.rank)

@@ -121,6 +121,10 @@ class Model(nn.Module, abc.ABC):
         """``decode(encode(images))``."""
         return self.decode(self.encode(images, keys))
 
+    def answer(self, images: Tensor, masks: Tensor) -> Output:
+        """The output for scoring. Only an oracle looks at the true masks (B, S, S)."""
+        return self(images)
+
     def targets(self, masks: Tensor) -> Tensor:
         """Class indices (B, H, W) uint8 -> what ``loss`` compares with: (B, 1, H, W) floats in {0, 1}."""
         return (masks == 1).unsqueeze(1).float()
@@ -147,13 +151,31 @@ class Model(nn.Module, abc.ABC):
 
 
 class Method(BaseModel, abc.ABC):
-    """A method with its parameters: an immutable, validated value that builds models."""
+    """A method with its parameters: an immutable, validated value that builds models.
+
+    Class attributes:
+        title: what tables call it.
+        version: raised when a default changes.
+        evidence: what its structure rests on: "released code", "official code", "forced by count", "inferred" ...
+        paper_trainable_m: the paper's count of trainable parameters on vit_h, in millions.
+        starts_as_sam: before the first step its masks are those of the frozen SAM, bit for bit.
+        no_gradient: patterns of trained parameters' names that need not get a gradient.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     name: ClassVar[str]
     title: ClassVar[str]
     version: ClassVar[int] = 1
+    evidence: ClassVar[str] = "not stated"
+    paper_trainable_m: ClassVar[float | None] = None
+    starts_as_sam: ClassVar[bool] = False
+    # Softmax ignores what is added to the scores of all keys alike.
+    no_gradient: ClassVar[tuple[str, ...]] = (r"mask_decoder\..*k_proj\.bias",)
+
+    def added_parameters(self, context: Context) -> int | None:
+        """How many parameters it trains beside the mask decoder, by its own formula; None if it states none."""
+        return None
 
     @abc.abstractmethod
     def build(self, context: Context) -> Model:

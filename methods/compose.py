@@ -88,6 +88,20 @@ class Composition(SamMethod):
         """The parts' names joined by "+"."""
         return "+".join(part.name for part in self.parts)
 
+    @property
+    def starts_as_sam(self) -> bool:  # type: ignore[override]
+        """All parts do."""
+        return all(part.starts_as_sam for part in self.parts)
+
+    @property
+    def no_gradient(self) -> tuple[str, ...]:  # type: ignore[override]
+        """The exceptions of all parts."""
+        return tuple(pattern for part in self.parts for pattern in part.no_gradient)
+
+    def added_parameters(self, context: Context) -> int | None:
+        own = [part.added_parameters(context) for part in self.parts]
+        return None if None in own else sum(own)
+
     def adapt(self, sam, context: Context) -> None:
         for part in self.parts:
             part.adapt(sam, context)

@@ -22,6 +22,7 @@ from methods.lora import LoRALinear
 from methods.randomness import normal
 from methods.routing import route
 from methods.sam.model import SamSegmenter
+from methods.sam.sizes import size_of
 
 NOISE_FLOOR = 1e-2  # added to the noise's deviation in the release
 BALANCE_SCALE = 1e-2  # the factor inside the released balance loss, beside the paper's weight
@@ -159,6 +160,9 @@ class ConvLoRA(SamMethod):
     """
 
     title: ClassVar[str] = "Conv-LoRA"
+    evidence: ClassVar[str] = "released code"
+    paper_trainable_m: ClassVar[float | None] = 4.02
+    starts_as_sam: ClassVar[bool] = True
     rank: PositiveInt = 3
     num_experts: int = Field(8, ge=1, le=64)
     alpha: PositiveFloat = 32.0
@@ -177,6 +181,12 @@ class ConvLoRA(SamMethod):
         if self.top_k > experts:
             raise ValueError(f"top_k = {self.top_k} is more than the {experts} experts")
         return self
+
+    def added_parameters(self, context: Context) -> int:
+        size, r = size_of(context.backbone), self.rank
+        experts = len(self.scales) if self.scales else self.num_experts
+        gate = 2 * r * experts if self.routing == "moe" and experts > 1 else 0
+        return size.depth * (4 * size.width * r + experts * (9 * r**2 + r) + gate)
 
     def adapt(self, sam: SamSegmenter, context: Context) -> None:
         gate = self.gate or ("window" if self.variant == "released" else "image")

@@ -16,6 +16,12 @@ class DecoderOnly(SamMethod):
     """Trains the mask decoder alone, which is what every SAM method starts from."""
 
     title: ClassVar[str] = "Decoder-only"
+    evidence: ClassVar[str] = "released code"
+    paper_trainable_m: ClassVar[float | None] = 3.51
+    starts_as_sam: ClassVar[bool] = True
+
+    def added_parameters(self, context: Context) -> int:
+        return 0
 
     def adapt(self, sam: SamSegmenter, context: Context) -> None:
         """Adds nothing."""

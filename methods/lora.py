@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from methods.base import Context, SamMethod, register
 from methods.sam.model import SamSegmenter
+from methods.sam.sizes import size_of
 
 
 class LoRALinear(nn.Module):
@@ -52,8 +53,15 @@ class LoRA(SamMethod):
     """A low-rank update of the fused qkv projection in every block."""
 
     title: ClassVar[str] = "LoRA"
+    evidence: ClassVar[str] = "released code"
+    paper_trainable_m: ClassVar[float | None] = 4.00
+    starts_as_sam: ClassVar[bool] = True
     rank: PositiveInt = 3
     alpha: PositiveFloat = 32.0
+
+    def added_parameters(self, context: Context) -> int:
+        size = size_of(context.backbone)
+        return size.depth * 4 * size.width * self.rank
 
     def adapt(self, sam: SamSegmenter, context: Context) -> None:
         for block in sam.image_encoder.blocks:

@@ -68,10 +68,10 @@ def resize_position_tables(state: Mapping[str, Tensor], size: Size, image_size: 
     return resized
 
 
-def random_parts(size: Size, image_size: int) -> nn.ModuleDict:
-    """A SAM with random weights, always the same ones; its positions are random too, not zero."""
+def random_parts(size: Size, image_size: int, seed: int = RANDOM_BACKBONE_SEED) -> nn.ModuleDict:
+    """A SAM with random weights, always the same ones for a seed; its positions are random too, not zero."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_BACKBONE_SEED)
+        torch.manual_seed(seed)
         sam = parts(size, image_size)
         for name, table in sam.named_parameters():
             if "pos_embed" in name or "rel_pos" in name:
@@ -79,24 +79,36 @@ def random_parts(size: Size, image_size: int) -> nn.ModuleDict:
     return sam
 
 
-def build_segmenter(context: Context) -> SamSegmenter:
-    """A frozen SAM with a trainable reduced decoder, on the CPU (or under ``torch.device("meta")``).
+def build_parts(context: Context, *, random_seed: int = RANDOM_BACKBONE_SEED) -> nn.ModuleDict:
+    """SAM's parts with the context's weights at its image size, with the complete decoder.
+
+    Args:
+        context: backbone, checkpoint and size.
+        random_seed: draws the weights where the checkpoint is "none".
 
     Raises:
         bench.registry.UnknownName: no such backbone or checkpoint.
         methods.sam.checkpoints.CheckpointError: the file is not the checkpoint of this backbone.
         ValueError: an image size that the patches do not divide.
     """
-    if context.num_classes != 1:
-        raise ValueError(f"SAM is built for binary masks (num_classes 1), not for {context.num_classes} classes")
     size = size_of(context.backbone)
     checkpoint = resolve(context.backbone, context.checkpoint)
     if checkpoint.random:
-        sam = random_parts(size, context.image_size)
-    else:
-        state = checkpoint.load(native_shapes(context.backbone))
-        with torch.device("meta"):
-            sam = parts(size, context.image_size)
-        sam.load_state_dict(resize_position_tables(state, size, context.image_size), assign=True)
+        return random_parts(size, context.image_size, random_seed)
+    state = checkpoint.load(native_shapes(context.backbone))
+    with torch.device("meta"):
+        sam = parts(size, context.image_size)
+    sam.load_state_dict(resize_position_tables(state, size, context.image_size), assign=True)
+    return sam
+
+
+def build_segmenter(context: Context, *, random_seed: int = RANDOM_BACKBONE_SEED) -> SamSegmenter:
+    """A frozen SAM with a trainable reduced decoder, on the CPU (or under ``torch.device("meta")``).
+
+    Takes and raises what :func:`build_parts` does, and ValueError for more than one class.
+    """
+    if context.num_classes != 1:
+        raise ValueError(f"SAM is built for binary masks (num_classes 1), not for {context.num_classes} classes")
+    sam = build_parts(context, random_seed=random_seed)
     decoder = ReducedMaskDecoder(sam["mask_decoder"], num_tokens=1)
     return SamSegmenter(sam["image_encoder"], sam["prompt_encoder"], decoder, image_size=context.image_size)

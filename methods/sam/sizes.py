@@ -42,6 +42,16 @@ class Size:
             raise ValueError(f"image_size {image_size} is no multiple of the patch size {self.patch}; try {near}")
         return image_size // self.patch
 
+    def encoder_parameters(self, image_size: int) -> int:
+        """Parameters of an image encoder of this size, by formula."""
+        width, out, grid = self.width, self.decoder_width, self.grid(image_size)
+        windowed = self.depth - len(self.global_blocks)
+        tables = (
+            2 * (windowed * (2 * self.window - 1) + len(self.global_blocks) * (2 * grid - 1)) * (width // self.heads)
+        )
+        patches = (3 * self.patch**2 + 1) * width + grid**2 * width
+        return patches + self.depth * (12 * width**2 + 13 * width) + tables + (width + 9 * out + 4) * out
+
 
 SIZES: dict[str, Size] = {
     "vit_h": Size(width=1280, depth=32, heads=16, global_blocks=(7, 15, 23, 31)),

@@ -1,148 +1,91 @@
-"""What a training leaves behind: saved, put back, loaded from its folder alone, refused where it does not fit."""
+"""Houlsby's adapters against segment_anything's encoder with the bottleneck's formula hooked on."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
-from typing import NamedTuple
+import math
+from collections.abc import Callable, Mapping
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from methods import Context, Model, create, load, restore, save
-from methods.adapter import CARD, WEIGHTS, AdapterError
-from methods.compose import parameters_of
-from methods.sam.build import random_parts
-from methods.sam.checkpoints import resolve
+from methods import Context, Model, create
+from methods.adapter import Bottleneck
 from methods.sam.sizes import SIZES
 
-
-@pytest.fixture(autouse=True)
-def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+DECODER, TOTAL = 3_505_536, 640_670_416
+SLOTS = {"after_attention": "attn", "after_mlp": "mlp"}
 
 
-class Trained(NamedTuple):
-    """An adapter's folder, the model it was saved from, and the context."""
-
-    folder: Path
-    model: Model
-    context: Context
+def on_mini(mini: str, **parameters: object) -> Model:
+    return create("adapter", parameters).build(Context(backbone=mini, checkpoint="none", image_size=64))
 
 
-@pytest.fixture
-def trained(mini: str, tmp_path: Path, roughen: Callable) -> Callable[..., Trained]:
-    """trained(name, parameters, checkpoint): a model whose trainable parameters have moved, saved."""
-
-    def make(name: str = "conv_lora", parameters: dict | None = None, checkpoint: str = "none") -> Trained:
-        method = create(name, parameters)
-        context = Context(backbone=mini, checkpoint=checkpoint, image_size=64, seed=3)
-        model = method.build(context)
-        generator = torch.Generator().manual_seed(0)
-        with torch.no_grad():
-            for parameter in model.trainable().values():
-                parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-        folder = tmp_path / "cell"
-        folder.mkdir()
-        save(model, folder, {
-            "method": {"name": method.name, "parameters": parameters_of(method)},
-            "context": asdict(context),
-            "backbone_digest": resolve(mini, checkpoint).digest(),
-        })  # fmt: skip
-        return Trained(folder, model.eval(), context)
-
-    return make
+@pytest.mark.parametrize(("rank", "added"), [(2, 409_728), (1, 245_824), (8, 1_393_152)])
+def test_counts_on_vit_h(rank: int, added: int) -> None:
+    with torch.device("meta"):
+        model = create("adapter", {"rank": rank}).build(Context(backbone="vit_h", checkpoint="none"))
+    assert model.count() == {"trainable": DECODER + added, "total": TOTAL + added}
 
 
-def masks(model: Model, images: Tensor) -> Tensor:
-    with torch.no_grad():
-        return model(images).masks
+def bottleneck(y: Tensor, weights: Mapping[str, Tensor]) -> Tensor:
+    """y + W_up gelu(W_down y + b_down) + b_up with the exact GELU, written out."""
+    low = y @ weights["down.weight"].t() + weights["down.bias"]
+    low = 0.5 * low * (1 + torch.erf(low / math.sqrt(2)))
+    return y + low @ weights["up.weight"].t() + weights["up.bias"]
 
 
-def write_checkpoint(path: Path, backbone: str, shift: float = 0.0) -> None:
-    size = SIZES[backbone]
-    state = random_parts(size, size.native).state_dict()
-    torch.save({name: value + shift for name, value in state.items()}, path)
-
-
-@pytest.mark.parametrize(
-    ("name", "parameters"),
-    [
-        ("decoder_only", {}),
-        ("lora", {"rank": 2}),
-        ("conv_lora", {"scales": [1, 4], "variant": "paper"}),
-        ("conv_lora+lora", {"lora.rank": 2}),
-    ],
-)
-def test_load_gives_the_model_that_was_saved(trained: Callable, batch: Callable, name: str, parameters: dict) -> None:
-    adapter, images = trained(name, parameters), batch()[0]
-    loaded = load(str(adapter.folder))
-    assert not loaded.training
-    assert torch.equal(masks(loaded, images), masks(adapter.model, images))
-    for own, other in zip(loaded.parameters(), adapter.model.parameters(), strict=True):
-        assert torch.equal(own, other) and own.requires_grad == other.requires_grad
-
-
-def test_the_file_holds_the_trained_parameters_in_float32(trained: Callable) -> None:
-    adapter = trained()
-    state = load_file(adapter.folder / WEIGHTS)
-    assert state.keys() == adapter.model.trainable().keys()
-    assert {value.dtype for value in state.values()} == {torch.float32}
-    assert json.loads((adapter.folder / CARD).read_text())["method"]["name"] == "conv_lora"
-
-
-def test_restore_puts_values_into_another_model_and_leaves_the_rest(trained: Callable, batch: Callable) -> None:
-    adapter, images = trained(), batch()[0]
-    model = create("conv_lora").build(adapter.context).eval()
-    frozen = {name: p.clone() for name, p in model.named_parameters() if not p.requires_grad}
-    assert not torch.equal(masks(model, images), masks(adapter.model, images))
-    restore(model, adapter.folder)
-    assert torch.equal(masks(model, images), masks(adapter.model, images))
-    assert all(torch.equal(p, frozen[name]) for name, p in model.named_parameters() if name in frozen)
-    assert all(p.requires_grad for p in model.trainable().values())
-
-
-@pytest.mark.parametrize(("name", "parameters"), [("lora", {}), ("decoder_only", {}), ("conv_lora", {"rank": 4})])
-def test_restore_refuses_another_method_or_shape(trained: Callable, name: str, parameters: dict) -> None:
-    adapter = trained()
-    model = create(name, parameters).build(adapter.context)
-    before = {key: p.clone() for key, p in model.trainable().items()}
-    with pytest.raises(AdapterError, match=r"does not fit this model: .*image_encoder") as caught:
-        restore(model, adapter.folder)
-    assert CARD in str(caught.value) and WEIGHTS in str(caught.value)
-    assert all(torch.equal(p, before[key]) for key, p in model.trainable().items()), "half restored"
-
-
-def test_restore_refuses_a_file_that_lacks_a_parameter(trained: Callable) -> None:
-    adapter = trained()
-    state = load_file(adapter.folder / WEIGHTS)
-    missing = sorted(state)[-1]
-    del state[missing]
-    save_file(state, adapter.folder / WEIGHTS)
-    with pytest.raises(AdapterError, match=f"the file lacks 1, first {missing}"):
-        load(adapter.folder)
-
-
-@pytest.mark.parametrize("folder", ["nowhere", "."])
-def test_a_folder_without_an_adapter_is_named(tmp_path: Path, folder: str) -> None:
-    with pytest.raises(FileNotFoundError, match=f"holds no {CARD}.*results/cells"):
-        load(tmp_path / folder)
-
-
-def test_an_adapter_works_on_its_own_checkpoint_alone(
-    mini: str, trained: Callable, batch: Callable, tmp_path: Path
+@pytest.mark.parametrize("rank", [2, 5])
+@torch.no_grad()
+def test_equals_segment_anything_with_the_formula_hooked_on(
+    mini: str, batch: Callable, segment_anything: Callable, roughen: Callable, rank: int
 ) -> None:
-    checkpoint, images = tmp_path / "own.pth", batch()[0]
-    write_checkpoint(checkpoint, mini)
-    adapter = trained("lora", {}, str(checkpoint))
-    assert torch.equal(masks(load(adapter.folder), images), masks(adapter.model, images))
+    images = batch(2)[0].float() / 64 - 1
+    ours = roughen(on_mini(mini, rank=rank).image_encoder, deviation=0.2)
+    state, added = ours.state_dict(), {}
+    for index in range(SIZES[mini].depth):
+        for slot, layer in SLOTS.items():
+            prefix = f"blocks.{index}.{slot}."
+            names = [name for name in state if name.startswith(prefix)]
+            added[f"blocks.{index}.{layer}"] = {name.removeprefix(prefix): state.pop(name) for name in names}
 
-    was = resolve(mini, str(checkpoint)).digest()
-    write_checkpoint(checkpoint, mini, shift=0.01)
-    now = resolve(mini, str(checkpoint)).digest()
-    with pytest.raises(AdapterError, match=f"digest {was[:12]}.*now {now[:12]}"):
-        load(adapter.folder)
+    theirs = segment_anything(SIZES[mini], 64).image_encoder
+    theirs.load_state_dict(state)
+    plain = theirs(images)
+    for path, weights in added.items():
+        assert {name: tuple(w.shape) for name, w in weights.items()} == {
+            "down.weight": (rank, 32), "down.bias": (rank,), "up.weight": (32, rank), "up.bias": (32,),
+        }  # fmt: skip
+        theirs.get_submodule(path).register_forward_hook(lambda _, __, y, weights=weights: bottleneck(y, weights))
+    expected = theirs(images)
+    torch.testing.assert_close(ours(images).features, expected, rtol=1e-4, atol=1e-4)
+    assert (expected - plain).abs().max() > 0.1
+
+
+def test_starts_as_its_base_with_a_gradient_that_reaches_up_then_down() -> None:
+    torch.manual_seed(0)
+    layer = Bottleneck(nn.Linear(6, 400), 400, rank=50)
+    down = layer.down.weight.detach()
+    assert down.abs().max() <= 2e-3
+    # A normal distribution cut off at two deviations keeps 0.88 of its deviation.
+    assert down.std().item() == pytest.approx(0.8796e-3, rel=0.02)
+    assert not any(p.any() for p in (layer.down.bias, layer.up.weight, layer.up.bias))
+
+    x = torch.randn(7, 6)
+    assert torch.equal(layer(x), layer.base(x))
+    optimiser = torch.optim.SGD([*layer.up.parameters(), *layer.down.parameters()], lr=0.1)
+    for reached in (False, True):
+        optimiser.zero_grad()
+        layer(x).square().sum().backward()
+        assert layer.up.weight.grad.any() and layer.up.bias.grad.any()
+        assert bool(layer.down.weight.grad.any()) is bool(layer.down.bias.grad.any()) is reached
+        optimiser.step()
+
+
+def test_what_already_fills_a_slot_stays_in_front(mini: str) -> None:
+    sam = create("decoder_only").build(Context(backbone=mini, checkpoint="none", image_size=64))
+    block = sam.image_encoder.blocks[0]
+    block.after_mlp = first = nn.Tanh()
+    create("adapter").adapt(sam, Context(backbone=mini))
+    x = torch.randn(2, 32)
+    assert block.after_mlp.base is first and torch.equal(block.after_mlp(x), x.tanh())

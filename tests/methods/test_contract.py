@@ -1,58 +1,26 @@
-"""What every registered method promises, whoever wrote it: a new plugin is tested here without a line added.
-
-Only facts that no interface can tell are listed below by name: which methods start as the frozen SAM, and
-which trained parameters may go without a gradient.
-"""
+"""What every registered method promises beside the conformance suite (test_conformance.py), whoever wrote it."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from dataclasses import asdict
-from pathlib import Path
 
 import pytest
 import torch
 from pydantic import ValidationError
 from torch import Tensor
 
-from methods import Context, Method, Model, SamMethod, create, load, registry, save
+from methods import Context, Method, Model, SamMethod, create, registry
 from methods.base import TaskLoss
 from methods.compose import ParameterError, parameters_of
 from methods.randomness import image_keys
-from methods.sam.checkpoints import resolve
 
 SIDE, COUNT = 128, 2
 
 NAMES = registry.names()
 SAM_METHODS = [name for name in NAMES if issubclass(registry[name], SamMethod)]
 
-# The variants of a method are held to the promises that depend on its arithmetic.
-VARIANTS: list[tuple[str, dict[str, object]]] = [
-    ("conv_lora", {"variant": "paper"}),
-    ("conv_lora", {"gate": "image"}),
-    ("conv_lora", {"routing": "sum"}),
-    ("conv_lora", {"top_k": 2}),
-    ("conv_lora", {"scales": [4]}),
-    ("lora", {"rank": 12}),
-    ("lora+conv_lora", {}),
-]
-
-# Before the first step the output is that of the frozen SAM (decoder_only).
-START_AS_SAM = {"decoder_only", "lora", "conv_lora", "lora+conv_lora"}
-
-# Trained parameters that need not receive a gradient, by a pattern of their names.
-NO_GRADIENT = {
-    r"mask_decoder\..*k_proj\.bias": "softmax ignores what is added to the scores of all keys alike",
-}
-
 every_method = pytest.mark.parametrize("name", NAMES)
 every_sam_method = pytest.mark.parametrize("name", SAM_METHODS)
-every_variant = pytest.mark.parametrize(
-    ("name", "parameters"), [*((name, {}) for name in SAM_METHODS), *VARIANTS], ids=lambda value: str(value)
-)
-
-
 KEYS = image_keys(0, 0, range(COUNT))
 
 
@@ -82,28 +50,6 @@ def perturb(parameters: dict[str, torch.nn.Parameter], deviation: float = 0.1) -
     with torch.no_grad():
         for parameter in parameters.values():
             parameter.add_(deviation * torch.randn(parameter.shape, generator=generator))
-
-
-class Trainer:
-    """A few AdamW steps on one batch with one draw; keeps which parameters ever had a gradient."""
-
-    def __init__(self, model: Model, data: tuple[Tensor, Tensor], task_loss: TaskLoss) -> None:
-        self.model, self.images, self.task_loss = model, data[0], task_loss
-        self.target = model.targets(data[1])
-        self.reached: set[str] = set()
-
-    def run(self, steps: int, lr: float) -> None:
-        optimiser = torch.optim.AdamW(self.model.trainable().values(), lr=lr)
-        for _ in range(steps):
-            optimiser.zero_grad()
-            output = self.model(self.images, KEYS)
-            self.model.loss(output, self.target, self.task_loss).mean().backward()
-            self.reached |= {n for n, p in self.model.trainable().items() if p.grad is not None and p.grad.any()}
-            optimiser.step()
-
-    @torch.no_grad()
-    def error(self) -> float:
-        return self.task_loss(self.model(self.images, KEYS).masks, self.target).mean().item()
 
 
 @pytest.fixture(scope="module")
@@ -150,7 +96,7 @@ def test_builds_the_same_model_whatever_was_drawn_before(name: str) -> None:
 @every_method
 def test_is_ready_to_train(name: str) -> None:
     model = build(name)
-    assert model.training and model.trainable()
+    assert model.training
     assert {(p.dtype, p.device.type) for p in model.parameters()} == {(torch.float32, "cpu")}
     unique = {id(p): p for p in model.parameters()}.values()
     trainable = sum(p.numel() for p in unique if p.requires_grad)
@@ -234,77 +180,3 @@ def test_training_draws_from_keys_alone(name: str, images: Tensor) -> None:
         assert torch.allclose(alone.masks[0], chosen, atol=1e-4 * chosen.abs().max().item())
         for label, loss in alone.aux_losses.items():
             assert loss.item() == pytest.approx(outputs[0].aux_losses[label][index].item(), rel=1e-3)
-
-
-@every_method
-def test_training_moves_what_it_declares_and_nothing_else(
-    name: str, data: tuple[Tensor, Tensor], task_loss: TaskLoss
-) -> None:
-    model = build(name)
-    before = {label: value.clone() for label, value in model.state_dict().items()}
-    features = model.encode(data[0], KEYS).features
-    trainer = Trainer(model, data, task_loss)
-    start = trainer.error()
-    trainer.run(steps=6, lr=1e-3)
-    assert trainer.error() < 0.9 * start
-
-    declared = model.trainable().keys()
-    unmoved = before.keys() if name in SAM_METHODS else {n for n, _ in model.named_parameters()}
-    for label in unmoved - declared:
-        assert torch.equal(model.state_dict()[label], before[label]), label
-    silent = {label for label in declared - trainer.reached if not any(re.fullmatch(p, label) for p in NO_GRADIENT)}
-    assert silent == set()
-    assert all(not torch.equal(model.state_dict()[label], before[label]) for label in trainer.reached)
-
-    constant = torch.equal(model.encode(data[0], KEYS).features, features)
-    assert constant is model.encoder_constant
-    assert features.requires_grad is not model.encoder_constant
-
-
-@every_variant
-def test_the_added_parts_alone_lower_the_loss(
-    name: str, parameters: dict[str, object], mini: str, data: tuple[Tensor, Tensor], task_loss: TaskLoss,
-    roughen: Callable,
-) -> None:  # fmt: skip
-    """With the decoder frozen; every added parameter gets a gradient, a gate's from the balance loss."""
-    model = build(name, parameters, backbone=mini)
-    if not added(model):
-        pytest.skip("trains the decoder alone")
-    # A random decoder answers almost the same to any features; a rough one listens to them.
-    roughen(model.mask_decoder, deviation=0.3).requires_grad_(False)
-    trainer = Trainer(model, data, task_loss)
-    start = trainer.error()
-    trainer.run(steps=10, lr=1e-2)
-    assert trainer.error() < 0.9 * start
-    assert model.trainable().keys() - trainer.reached == set()
-
-
-@every_variant
-def test_the_added_parts_matter(name: str, parameters: dict[str, object], mini: str, images: Tensor) -> None:
-    model = build(name, parameters, backbone=mini)
-    before = evaluate(model, images)
-    perturb(added(model) or model.trainable())
-    assert (evaluate(model, images) - before).abs().max() > 0.01 * before.abs().max()
-
-
-@every_variant
-def test_starts_as_the_frozen_sam(name: str, parameters: dict[str, object], mini: str, images: Tensor) -> None:
-    if name not in START_AS_SAM:
-        pytest.skip("does not claim it")
-    model, sam = build(name, parameters, backbone=mini), build("decoder_only", backbone=mini)
-    assert torch.equal(evaluate(model, images), evaluate(sam, images))
-    assert torch.equal(model(images, KEYS).masks, sam(images).masks)
-
-
-@every_method
-def test_a_saved_model_answers_the_same(name: str, images: Tensor, tmp_path: Path) -> None:
-    model = build(name)
-    perturb(model.trainable(), deviation=0.02)
-    save(model, tmp_path, {
-        "method": {"name": name, "parameters": parameters_of(create(name))},
-        "context": asdict(context()),
-        "backbone_digest": resolve("tiny", "none").digest(),
-    })  # fmt: skip
-    loaded = load(tmp_path)
-    assert not torch.equal(evaluate(build(name), images), evaluate(model, images))
-    assert torch.equal(evaluate(loaded, images), evaluate(model, images))

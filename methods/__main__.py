@@ -1,0 +1,78 @@
+"""``python -m methods``: what methods there are and what they train; ``python -m methods check NAME`` tries one.
+
+Counts come from models on torch's meta device: nothing is allocated or drawn, so any backbone is counted at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from methods import Context, create, registry
+from methods.sam import SIZES, size_of
+
+
+def count(name: str, backbone: str) -> dict[str, Any]:
+    """One method's parameters on a backbone at its native image size, and what the paper prints for vit_h."""
+    method = create(name)
+    with torch.device("meta"):
+        found = method.build(Context(backbone=backbone, checkpoint="none", image_size=size_of(backbone).native)).count()
+    return {
+        "name": name,
+        **found,
+        "share_percent": round(100 * found["trainable"] / found["total"], 4),
+        "paper_trainable_m": method.paper_trainable_m,
+        "evidence": method.evidence,
+    }
+
+
+def show(rows: Sequence[dict[str, Any]], backbone: str) -> None:
+    """The list for people."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", title=f"methods on {backbone}", title_justify="left")
+    for column, side in [("method", "left"), ("trainable", "right"), ("total", "right"), ("share %", "right")]:
+        table.add_column(column, justify=side, no_wrap=True)
+    table.add_column("paper (M, vit_h)", justify="right")
+    table.add_column("structure from")
+    for row in rows:
+        paper = "" if row["paper_trainable_m"] is None else f"{row['paper_trainable_m']:.2f}"
+        numbers = f"{row['trainable']:,}", f"{row['total']:,}", f"{row['share_percent']:.2f}"
+        table.add_row(row["name"], *numbers, paper, row["evidence"])
+    Console(highlight=False).print(table)
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m methods``."""
+    parser = argparse.ArgumentParser(prog="python -m methods", description=__doc__.split("\n\n")[0])
+    parser.add_argument("--backbone", default="vit_h", help=f"{', '.join(SIZES)} (default: vit_h)")
+    parser.add_argument("--json", action="store_true", help="a list of objects instead of a table")
+    commands = parser.add_subparsers(dest="command")
+    check = commands.add_parser("check", help="run the conformance suite on a method")
+    check.add_argument("name", help="a method, or several joined by +")
+    check.add_argument("--backbone", dest="check_backbone", default="tiny", help="default: tiny")
+    options = parser.parse_args(words)
+    try:
+        if options.command == "check":
+            from methods.check import check_method
+
+            return check_method(options.name, options.check_backbone)
+        rows = [count(name, options.backbone) for name in registry.names()]
+    except ValueError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    if options.json:
+        print(json.dumps(rows, indent=1))
+    else:
+        show(rows, options.backbone)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
