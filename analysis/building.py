@@ -20,6 +20,8 @@ Picks = Mapping[tuple[str, Column], Sequence[Cell]]
 
 def paper_table(number: int, source: Source) -> Table | None:
     """A table of the paper, or None where nothing of it was run in this setting."""
+    if source.setting.is_imported:
+        return None
     lines = paper.lines_of(number)
     columns = {key: _paper_column(group) for key, group in lines.groupby(["dataset", "metric"], sort=False)}
     picks, numbers, sizes = {}, {}, {}
@@ -77,6 +79,7 @@ def _decimals(numbers: Iterable[str]) -> int:
 
 def _plain_table(source: Source, data: str, cells: Sequence[Cell]) -> Table | None:
     done = [cell for cell in cells if cell.state == DONE]
+    done = [cell for cell in done if not cell.imported] or done
     dataset = done[0].dataset
     title = done[0].title + data.removeprefix(dataset)
     columns = _plain_columns(source, data, title, done)
@@ -118,17 +121,17 @@ def _assemble(
     numbers: Mapping[tuple[str, Column], PaperNumber] | None = None,
     paper_sizes: Mapping[str, str] | None = None,
 ) -> Table | None:
-    """The table of ``picks``, or None where none of its cells has a score."""
+    """The table of ``picks``, or None where none of its cells has a score, or only imported ones beside a setting's."""
     numbers, paper_sizes = numbers or {}, paper_sizes or {}
     entries: dict[tuple[str, Column], Entry] = {}
     for column in dict.fromkeys(column for _, column in picks):
         own = {row: cells for (row, of), cells in picks.items() if of == column}
-        planned = len({cell.seed for cells in own.values() for cell in cells})
+        planned = len({cell.seed for cells in own.values() for cell in cells if not cell.imported})
         made = {row: _entry(source, column, cells, planned, numbers.get((row, column))) for row, cells in own.items()}
-        printed = {row: round(entry.ours.mean, column.decimals) for row, entry in made.items() if entry.ours}
+        printed = {row: round(entry.ours.mean, column.decimals) for row, entry in made.items() if _ranked(entry)}
         ranks = two_best(printed, better=column.better)
         entries |= {(row, column): replace(entry, rank=ranks.get(row, 0)) for row, entry in made.items()}
-    if not any(entry.ours for entry in entries.values()):
+    if not any(entry.ours if source.setting.is_imported else _ranked(entry) for entry in entries.values()):
         return None
     cells_of: dict[str, dict[str, Cell]] = {}
     for (row, _), cells in picks.items():
@@ -146,20 +149,28 @@ def _assemble(
     )
 
 
+def _ranked(entry: Entry) -> bool:
+    return entry.ours is not None and not entry.imported
+
+
 def _entry(source: Source, column: Column, cells: Sequence[Cell], planned: int, number: PaperNumber | None) -> Entry:
-    """Our runs as one entry; ``planned`` is the most seeds that any row has in the column."""
+    """Our runs as one entry, or imported scores where there are none; ``planned``: the most seeds any row has."""
     scores = source.scores.get((column.test_set, column.metric), {})
     used = sorted((cell for cell in cells if cell.id in scores), key=lambda cell: (cell.seed, cell.id))
+    used = [cell for cell in used if not cell.imported] or used
     if not used:
         return Entry(paper=number)
+    imported = used[0].imported
     ours = summarise([scores[cell.id] * column.scale for cell in used])
-    comparable = number and not (source.setting.departures(source.protocol) or any(cell.partial for cell in used))
+    apart = imported or any(cell.partial for cell in used)
+    comparable = number and not (apart or source.setting.departures(source.protocol))
     return Entry(
         ours=ours,
         cells=tuple(cell.id for cell in used),
         seeds=tuple(cell.seed for cell in used),
-        below_plan=ours.n < max(planned, number.runs if number else 0),
+        below_plan=not imported and ours.n < max(planned, number.runs if number else 0),
         stale=any(cell.stale for cell in used),
+        imported=imported,
         paper=number,
         difference=ours.mean - float(number.value) if comparable else None,
     )
@@ -167,7 +178,7 @@ def _entry(source: Source, column: Column, cells: Sequence[Cell], planned: int, 
 
 def _size(cells: Iterable[Cell]) -> str:
     """Trainable parameters in millions and their share of the model; a range where the cells differ."""
-    done = [cell for cell in cells if cell.state == DONE]
+    done = [cell for cell in cells if cell.state == DONE and not cell.imported]
     if not done:
         return ""
     millions = _range(cell.trainable / 1e6 for cell in done)

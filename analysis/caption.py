@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any
 
 from analysis.layout import Caption, Column, Entry
 from analysis.results import DONE
 from analysis.source import Cell, Source
 
 DAGGER = "†"
+DOUBLE_DAGGER = "‡"
 
 
 def write(
@@ -22,28 +24,33 @@ def write(
         cells_of: for each row, all its cells, done or not.
     """
     shown = {cell for entry in entries.values() for cell in entry.cells}
-    used = [cell for cells in cells_of.values() for cell in cells if cell.id in shown]
+    all_used = [cell for cells in cells_of.values() for cell in cells if cell.id in shown]
+    used = [cell for cell in all_used if not cell.imported]
     sentences = [
         _setting(source, used),
         _regime(source),
         _numbers(entries),
         _comparison(source, entries, used),
-        _images(used, entries),
+        _images(all_used, entries),
     ]
     return Caption(
         warnings=tuple([*_random(used), *_partial(source, used)]),
         text=" ".join(sentence for sentence in sentences if sentence),
-        notes=tuple([*_stale(used, cells_of), *_unfinished(cells_of)]),
+        notes=tuple([*_stale(used, cells_of), *_imported(source, shown, cells_of), *_unfinished(cells_of)]),
     )
 
 
 def _setting(source: Source, used: Sequence[Cell]) -> str:
+    if source.setting.is_imported:
+        return f"Scores of prediction maps made elsewhere; protocol {source.protocol}."
     seeds = sorted({cell.seed for cell in used})
     words = f"seed{'s' if len(seeds) > 1 else ''} {', '.join(map(str, seeds))}"
     return f"Backbone {source.setting.describe()}; protocol {source.protocol}; {words}."
 
 
 def _regime(source: Source) -> str:
+    if source.setting.is_imported:
+        return ""
     changed = source.setting.overrides
     return f"Regime: the default but {', '.join(changed)}." if changed else "Regime: the default of each dataset."
 
@@ -85,7 +92,7 @@ def _images(used: Sequence[Cell], entries: Mapping[tuple[str, Column], Entry]) -
 
 def _random(used: Sequence[Cell]) -> Iterator[str]:
     random = [cell.row for cell in used if cell.random_backbone]
-    if len(random) == len(used):
+    if random and len(random) == len(used):
         yield "RANDOM BACKBONE: no pretrained weights were loaded; these numbers say nothing about SAM."
     elif random:
         yield f"RANDOM BACKBONE, no pretrained weights: {', '.join(dict.fromkeys(random))}."
@@ -113,6 +120,23 @@ def _stale(used: Sequence[Cell], cells_of: Mapping[str, Sequence[Cell]]) -> Iter
         f"{DAGGER} Stale, made before a change of {', '.join(changed)}: {where}. "
         "To run them again: python -m bench.run with --rerun stale."
     )
+
+
+def _imported(source: Source, shown: Collection[str], cells_of: Mapping[str, Sequence[Cell]]) -> Iterator[str]:
+    where = _Places()
+    for row, data, cells in _places(cells_of):
+        for cell in cells:
+            for test_set, made in cell.provenance.items() if cell.imported and cell.id in shown else ():
+                if source.protocol in made:
+                    where.add(_made(made[source.protocol]), row, f"{data}/{test_set}")
+    if where:
+        yield f"{DOUBLE_DAGGER} Imported: scores of maps made elsewhere, in no ranking: {where}."
+
+
+def _made(provenance: Mapping[str, Any]) -> str:
+    """At what size imported maps were scored, and from what."""
+    size = f"at {provenance['size']} px" if provenance["size"] else "at the masks' own size"
+    return f"{size}, from 8-bit maps" if provenance["quantised"] else size
 
 
 def _unfinished(cells_of: Mapping[str, Sequence[Cell]]) -> Iterator[str]:

@@ -14,7 +14,7 @@ MOST_COLUMNS = 8
 _SPECIAL = {
     "\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
     "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "<": r"\textless{}", ">": r"\textgreater{}",
-    "±": r"$\pm$", "√": r"$\surd$", "†": r"\dag{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
+    "±": r"$\pm$", "√": r"$\surd$", "†": r"\dag{}", "‡": r"\ddag{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$",
     "α": r"$\alpha$", "β": r"$\beta$", "φ": r"$\phi$",  # noqa: RUF001
 }  # fmt: skip
 

@@ -38,6 +38,7 @@ class Entry:
         ours: None for what was not run.
         cells: the ids of the cells behind ``ours``, and ``seeds`` their seeds, in the same order.
         below_plan: fewer runs are done than were planned or stand behind the paper's number.
+        imported: the number is of maps made elsewhere: never ranked, and never compared with the paper's.
         rank: 1 for the best and 2 for the second best of our column, else 0.
         difference: ours minus the paper's; None where the two may not be compared.
     """
@@ -47,6 +48,7 @@ class Entry:
     seeds: tuple[int, ...] = ()
     below_plan: bool = False
     stale: bool = False
+    imported: bool = False
     rank: int = 0
     paper: PaperNumber | None = None
     difference: float | None = None

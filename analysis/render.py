@@ -6,26 +6,27 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
-from analysis.caption import DAGGER
+from analysis.caption import DAGGER, DOUBLE_DAGGER
 from analysis.layout import Column, Entry, Table
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
 SIZE_HEADING = "Params (M) / %"
 CSV_COLUMNS = (
     "table", "setting", "protocol", "row", "dataset", "test_set", "metric", "mean", "standard_error", "n", "seeds",
-    "paper_value", "paper_standard_error", "difference",
+    "paper_value", "paper_standard_error", "difference", "imported",
 )  # fmt: skip
 
 
 def pieces(entry: Entry, column: Column) -> tuple[str, str, str]:
-    """Our number in three parts: the mean, its error, and n where it is below plan with a dagger where stale."""
+    """Our number in three parts: the mean, its error, and remarks: n where it is below plan, and the daggers."""
     if entry.ours is None:
         return "", "", ""
     error, n = entry.ours.standard_error, entry.ours.n
+    remarks = {f"(n={n})": entry.below_plan, DAGGER: entry.stale, DOUBLE_DAGGER: entry.imported}
     return (
         f"{entry.ours.mean:.{column.decimals}f}",
         "" if error is None else f" ± {error:.{column.error_decimals}f}",
-        (f" (n={n})" if entry.below_plan else "") + (f" {DAGGER}" if entry.stale else ""),
+        "".join(f" {remark}" for remark, said in remarks.items() if said),
     )
 
 
@@ -74,7 +75,7 @@ def long_csv(table: Table) -> str:
                 *((run.mean, run.standard_error, run.n) if run else (None, None, None)),
                 " ".join(str(seed) for seed in entry.seeds),
                 *((entry.paper.value, entry.paper.standard_error) if entry.paper else (None, None)),
-                entry.difference,
+                entry.difference, "yes" if entry.imported else None,
             ))  # fmt: skip
     return text.getvalue()
 

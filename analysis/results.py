@@ -25,6 +25,7 @@ CELL_COLUMNS = (
     "id", "state", "kind", "seed", "setting", "method", "method_version", "parameters", "resolved_parameters",
     "dataset", "dataset_version", "dataset_parameters", "shots", "title", "stale", "random_backbone",
     "trainable", "total", "train_images", "train_images_available", "images", "dataset_metrics",
+    "imported", "provenance",
 )  # fmt: skip
 SCORE_COLUMNS = ("id", "test_set", "protocol", "metric", "value")
 
@@ -49,8 +50,9 @@ class Metric:
 class Results:
     """What a results folder holds.
 
-    ``cells`` has the columns ``CELL_COLUMNS`` (those after ``stale`` are filled for done accuracy cells only) and
-    ``old_method`` and ``old_dataset``: a newer version of the cell's method or dataset is among the cells.
+    ``cells`` has the columns ``CELL_COLUMNS`` and ``old_method`` and ``old_dataset``: a newer version of the cell's
+    method or dataset is among the cells. Those after ``stale`` are filled for done accuracy cells only, but for
+    ``imported``: a cell that was not trained here, which has a ``provenance`` and neither versions nor counts.
     ``scores`` has ``SCORE_COLUMNS`` and holds the finite scalar scores of done cells, as fractions.
     ``skipped`` has a line for each thing that could not be used.
     """
@@ -112,7 +114,9 @@ def _read_cell(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         raise ValueError(f"cell.json is that of {record['id']!r}: a copied or renamed folder")
     spec, method, dataset = record["spec"], record["spec"]["method"], record["spec"]["dataset"]
     parameters = method.get("parameters", {})
-    setting = {key: spec[key] for key in SETTING_KEYS} | {k: v for k, v in spec.items() if k not in _IDENTITY}
+    imported = spec.get("imported", False)
+    known = {} if imported else {key: spec[key] for key in SETTING_KEYS}
+    setting = known | {key: value for key, value in spec.items() if key not in _IDENTITY}
     cell = {
         "id": record["id"],
         "state": status["state"],
@@ -120,15 +124,16 @@ def _read_cell(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "seed": int(spec["seed"]),
         "setting": canonical(setting),
         "method": method["name"],
-        "method_version": method["version"],
+        "method_version": math.nan if imported else method["version"],
         "parameters": parameters,
         "resolved_parameters": parameters,
         "dataset": dataset["name"],
-        "dataset_version": dataset["version"],
+        "dataset_version": math.nan if imported else dataset["version"],
         "dataset_parameters": dataset.get("parameters", {}),
         "shots": str(dataset.get("shots") or ""),
         "title": dataset["name"],
         "stale": tuple(status.get("stale") or ()),
+        "imported": imported,
     }
     if status["state"] != DONE or spec["kind"] != "accuracy":
         return cell, {}
@@ -136,13 +141,17 @@ def _read_cell(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     cell |= {
         "resolved_parameters": result["resolved"]["method"]["parameters"],
         "title": result["resolved"]["dataset"]["title"],
+        "images": result["images"],
+        "dataset_metrics": tuple(result["dataset_metrics"]),
+    }
+    if imported:
+        return cell | {"random_backbone": False, "provenance": result["imported"]}, result
+    cell |= {
         "random_backbone": bool(result["random_backbone"]),
         "trainable": result["parameters"]["trainable"],
         "total": result["parameters"]["total"],
         "train_images": result["training"]["train_images"],
         "train_images_available": result["training"]["train_images_available"],
-        "images": result["images"],
-        "dataset_metrics": tuple(result["dataset_metrics"]),
     }
     return cell, result
 

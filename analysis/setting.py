@@ -1,8 +1,9 @@
 """The setting of a result: backbone, checkpoint, image size, precision and regime.
 
-Numbers of different settings are never put into one table, and a difference to the paper is only worth
-printing in the paper's own setting: SAM ViT-H, as its parameter counts show, at 1024 pixels, as the authors'
-released code trains, with the default regime.
+Numbers of different settings are never put into one table, but for imported scores, whose setting is not known: they
+have a setting of their own, and stand, marked and never ranked, in the tables of the others too. A difference to the
+paper is only worth printing in the paper's own setting: SAM ViT-H, as its parameter counts show, at 1024 pixels, as the
+authors' released code trains, with the default regime.
 """
 
 from __future__ import annotations
@@ -31,8 +32,15 @@ class Setting:
         return json.loads(self.text)
 
     @cached_property
+    def is_imported(self) -> bool:
+        """Whether this is the setting of scores of maps made elsewhere, of which nothing is known."""
+        return self.values.get("imported", False)
+
+    @cached_property
     def overrides(self) -> list[str]:
         """What differs from the dataset's default regime, and any part of a spec this module does not know."""
+        if self.is_imported:
+            return []
         regime = self.values["regime"]
         changed = {key: value for key, value in regime.items() if key != "version"}
         changed |= {key: value for key, value in self.values.items() if key not in SETTING_KEYS}
@@ -40,10 +48,12 @@ class Setting:
 
     @cached_property
     def is_random(self) -> bool:
-        return self.values["checkpoint"] == NO_CHECKPOINT
+        return self.values.get("checkpoint") == NO_CHECKPOINT
 
     def describe(self) -> str:
         """Backbone, checkpoint, size and precision in words."""
+        if self.is_imported:
+            return "imported"
         values = self.values
         weights = "random weights" if self.is_random else f"checkpoint {values['checkpoint']}"
         version = values["regime"].get("version", 1)
@@ -55,6 +65,8 @@ class Setting:
 
         What the readable part does not tell (regime, a checkpoint of the user's own) goes into a hash.
         """
+        if self.is_imported:
+            return "imported"
         values = self.values
         parts = [values["backbone"], str(values["image_size"]), values["precision"]]
         if self.is_random:

@@ -1,10 +1,15 @@
-"""The accuracy cells of one setting with their scores under one protocol: what a table may draw from."""
+"""The accuracy cells of one setting with their scores under one protocol: what a table may draw from.
+
+Imported cells are in every source beside those of its setting, and in one of their own.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
+
+import pandas as pd
 
 from analysis.results import DONE, Metric, Results
 from analysis.setting import PAPER_PROTOCOL, Setting, assignments, short_hash
@@ -31,22 +36,29 @@ class Source:
 
 
 def sources(results: Results, protocol: str) -> list[Source]:
-    """A source for each setting that has scores under ``protocol``; the one with most done cells first."""
+    """A source for each setting that has scores under ``protocol``; most done cells first, imported ones last."""
     cells = results.cells[results.cells["kind"] == "accuracy"].copy()
     cells["row"] = [_row(cell) for cell in cells.itertuples()]
     cells["data"] = [_data(cell) for cell in cells.itertuples()]
     cells["partial"] = (cells["shots"] == "") & (cells["train_images"] < cells["train_images_available"])
-    setting_of = dict(zip(cells["id"], cells["setting"], strict=True))
-    scores: dict[str, dict[tuple[str, str], dict[str, float]]] = {}
+    imported = cells[cells["imported"].astype(bool)]
+    scores: dict[str, list[Any]] = {}
     for score in results.scores[results.scores["protocol"] == protocol].itertuples():
-        of_setting = scores.setdefault(setting_of[score.id], {})
-        of_setting.setdefault((score.test_set, score.metric), {})[score.id] = score.value
-    found = [
-        Source(Setting(text), protocol, tuple(own.itertuples()), scores[text], results.metrics)
-        for text, own in cells.groupby("setting", sort=True)
-        if text in scores
-    ]
-    return sorted(found, key=lambda source: sum(cell.state == DONE for cell in source.cells), reverse=True)
+        scores.setdefault(score.id, []).append(score)
+    found = []
+    for text, own in cells.groupby("setting", sort=True):
+        setting = Setting(text)
+        members = own if setting.is_imported else pd.concat([own, imported])
+        table: dict[tuple[str, str], dict[str, float]] = {}
+        for score in (score for cell in members["id"] for score in scores.get(cell, [])):
+            table.setdefault((score.test_set, score.metric), {})[score.id] = score.value
+        if own["id"].isin(scores.keys()).any():
+            found.append(Source(setting, protocol, tuple(members.itertuples()), table, results.metrics))
+    return sorted(found, key=lambda source: (source.setting.is_imported, -_done(source)))
+
+
+def _done(source: Source) -> int:
+    return sum(cell.state == DONE for cell in source.cells)
 
 
 def file_part(label: str, name: str) -> str:
@@ -56,7 +68,8 @@ def file_part(label: str, name: str) -> str:
 
 def _row(cell: Cell) -> str:
     version = [f"version {cell.method_version}"] if cell.old_method else []
-    return _words(cell.method, [*assignments(cell.parameters), *version])
+    imported = ["imported"] if cell.imported else []
+    return _words(cell.method, [*assignments(cell.parameters), *version, *imported])
 
 
 def _data(cell: Cell) -> str:

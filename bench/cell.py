@@ -96,6 +96,8 @@ def outcome(error: BaseException) -> tuple[str, str]:
 def run(folder: CellFolder, options: argparse.Namespace) -> int:
     """Claim the cell, do its work, record how it ended; returns the exit code."""
     cell = Cell(folder.read()["spec"])
+    if cell.spec.get("imported"):
+        raise ValueError(f"{cell.id} was imported and has no training; python -m bench.score --as-cell enters it anew")
     if cell.id != folder.id:
         raise ValueError(f"{folder.path} holds the cell {cell.id}; the folder was renamed or its cell.json edited")
     folder.recover()

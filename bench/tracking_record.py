@@ -137,7 +137,8 @@ def _tags(status: dict[str, Any], result: dict[str, Any], described: dict[str, A
         "attempt": status["attempt"],
         "method": described["method"]["name"],
         "dataset": described["dataset"]["name"],
-        "backbone": described["backbone"],
+        "backbone": described.get("backbone"),  # imported scores have none
+        "imported": described.get("imported"),
         "commit": f"{commit}-dirty" if commit and environment.get("dirty") else commit,
         "random_backbone": result.get("random_backbone"),
     }

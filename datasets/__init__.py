@@ -6,7 +6,7 @@ package: run from the project's folder, so that this one comes first.
 
 from datasets.base import Dataset, DatasetBroken, DatasetMissing, Sample, Split, evidence, load, register, registry
 from datasets.few_shot import few_shot
-from datasets.squash import squash_image, squash_mask
+from datasets.squash import squash_image, squash_map, squash_mask
 
 __all__ = [
     "Dataset",
@@ -20,5 +20,6 @@ __all__ = [
     "register",
     "registry",
     "squash_image",
+    "squash_map",
     "squash_mask",
 ]

@@ -52,6 +52,12 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     return [folder / name for name in sorted(names)]
 
 
+def read_grey(path: Path) -> np.ndarray:
+    """A picture as grey levels (H, W) in uint8."""
+    with Image.open(path) as picture:
+        return np.array(picture.convert("L"))
+
+
 def pair_files(
     images: Sequence[Path], masks: Sequence[Path], *, mask_key: Callable[[str], str] = str
 ) -> tuple[list[Pair], list[Problem]]:
@@ -91,8 +97,7 @@ class FileSplit(Split):
             return np.array(picture.convert("RGB"))
 
     def mask(self, index: int) -> np.ndarray:
-        with Image.open(self._pairs[index].mask) as picture:
-            return (np.array(picture.convert("L")) > THRESHOLD).astype(np.uint8)
+        return (read_grey(self._pairs[index].mask) > THRESHOLD).astype(np.uint8)
 
     def digest(self, index: int) -> str:
         return self._digests[index]

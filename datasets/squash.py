@@ -21,5 +21,10 @@ def squash_mask(mask: np.ndarray, size: int) -> np.ndarray:
     return _squash(mask, size, Image.Resampling.NEAREST)
 
 
+def squash_map(probability: np.ndarray, size: int) -> np.ndarray:
+    """Probabilities (H, W) in float32 as (size, size), bilinear."""
+    return _squash(probability, size, Image.Resampling.BILINEAR).clip(0, 1)
+
+
 def _squash(array: np.ndarray, size: int, filter_: Image.Resampling) -> np.ndarray:
     return np.array(Image.fromarray(array).resize((size, size), filter_))

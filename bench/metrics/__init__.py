@@ -105,6 +105,10 @@ class Scores:
             measured, curve = score_image(prediction, mask, self.protocol)
         except ValueError as error:
             raise ValueError(f"image {identifier}: {error}") from error
+        return self.enter(identifier, measured, curve)
+
+    def enter(self, identifier: str, measured: Row, curve: np.ndarray) -> Row:
+        """Take over what :func:`score_image` gave for an image, in this process or another; returns its row."""
         row = {"image": identifier, **measured}
         self.rows.append(row)
         self._curve_sum += curve

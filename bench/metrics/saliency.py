@@ -1,4 +1,8 @@
-"""Metrics of a grey map: S-measure, E-measure, weighted F-measure and MAE, computed by pysodmetrics.
+"""Metrics of a grey map: S-measure, E-measure, weighted F-measure and MAE, equal to pysodmetrics' to rounding.
+
+The S-measure is pysodmetrics' own. The E-measure and the weighted F-measure are its formulas with the same
+result in about two thirds of the time: counting in place of histograms over explicit edges, squared distances from the
+nearest pixels, a separable blur.
 
 All of them see the prediction stretched to [0, 1] by its own minimum and maximum, as MATLAB's mapminmax in
 the authors' scorers and as AutoGluon does; a constant map is left alone. The stretch happens here, in
@@ -23,8 +27,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import cv2
 import numpy as np
-from py_sod_metrics import MAE, Emeasure, Smeasure, WeightedFmeasure
+from py_sod_metrics import Smeasure
+from scipy.ndimage import distance_transform_edt
+
+_EPS = np.spacing(1)
+_BLUR = np.exp(-(np.arange(-3, 4) ** 2) / (2 * 5**2))
+_BLUR /= _BLUR.sum()
 
 
 class _QuadrantSafeSmeasure(Smeasure):
@@ -54,9 +64,7 @@ def s_measure(values: np.ndarray, mask: np.ndarray) -> float:
     A quadrant without foreground scores 1 if the map is exactly 0 there and 0 otherwise, so 8-bit and float
     predictions of the same image may differ by 0.25.
     """
-    metric = _QuadrantSafeSmeasure()
-    metric.step(values, mask, normalize=False)
-    return float(metric.sms[0])
+    return float(_QuadrantSafeSmeasure().cal_sm(values, mask))
 
 
 def e_measure(values: np.ndarray, mask: np.ndarray) -> tuple[float, np.ndarray]:
@@ -65,26 +73,60 @@ def e_measure(values: np.ndarray, mask: np.ndarray) -> tuple[float, np.ndarray]:
     The adaptive threshold is twice the map's mean, at most 1. The curve holds one value for each of the
     thresholds 0, 1, ... 255 on floor(255 p), a pixel being foreground from its threshold on (">=").
     """
-    metric = Emeasure()
-    metric.step(values, mask, normalize=False)
-    return float(metric.adaptive_ems[0]), metric.changeable_ems[0][::-1]
+    grey = (values * 255).astype(np.uint8)
+    predicted, hit = (np.bincount(pixels, minlength=256)[::-1].cumsum()[::-1] for pixels in (grey.ravel(), grey[mask]))
+    foreground, size = np.count_nonzero(mask), mask.size
+    binary = values >= min(2 * values.mean(), 1)
+    adaptive = _alignment(np.count_nonzero(binary), np.count_nonzero(binary & mask), foreground, size)
+    return float(adaptive), _alignment(predicted, hit, foreground, size)
+
+
+def _alignment(predicted: np.ndarray | int, hit: np.ndarray | int, foreground: int, size: int) -> np.ndarray | float:
+    """The E-measure from pixel counts: predicted as foreground, those of them that are, foreground, and all."""
+    if foreground == 0:
+        total = size - predicted
+    elif foreground == size:
+        total = predicted
+    else:
+        total = 0
+        missed = foreground - hit
+        for pixels, is_predicted, is_foreground in (
+            (hit, 1, 1), (predicted - hit, 1, 0), (missed, 0, 1), (size - predicted - missed, 0, 0),
+        ):  # fmt: skip
+            a, b = is_predicted - predicted / size, is_foreground - foreground / size
+            total = total + (2 * a * b / (a**2 + b**2 + _EPS) + 1) ** 2 / 4 * pixels
+    return total / (size - 1 + _EPS)
 
 
 def weighted_f_measure(values: np.ndarray, mask: np.ndarray) -> tuple[float, float]:
-    """Weighted F-measure (Margolin et al., CVPR 2014) for beta squared 1 (the literature) and 0.3 (AutoGluon)."""
-    # What pysodmetrics calls beta is its square. It enters only the last formula, so an array of two
-    # gives both values from one distance transform, which is half the cost.
-    metric = WeightedFmeasure(beta=np.array([1.0, 0.3]))
-    metric.step(values, mask, normalize=False)
-    literature, autogluon = np.broadcast_to(metric.weighted_fms[0], 2)
-    return float(literature), float(autogluon)
+    """Weighted F-measure (Margolin et al., CVPR 2014) for beta squared 1 (the literature) and 0.3 (AutoGluon).
+
+    Errors of the background spread from the nearest foreground pixel and weigh more the farther they lie from
+    it; errors of the foreground are forgiven where a 7 x 7 Gaussian (sigma 5) of the spread error is smaller.
+    """
+    if not mask.any():
+        return 0.0, 0.0
+    rows, columns = distance_transform_edt(~mask, return_distances=False, return_indices=True)
+    error = np.abs(values - mask)
+    spread = error.ravel().take(rows * mask.shape[1] + columns)
+    blurred = cv2.sepFilter2D(spread, cv2.CV_64F, _BLUR, _BLUR, borderType=cv2.BORDER_CONSTANT)
+    rows -= np.arange(mask.shape[0], dtype=rows.dtype)[:, None]
+    columns -= np.arange(mask.shape[1], dtype=columns.dtype)
+    distance = np.sqrt(rows * rows + columns * columns)
+    inside = np.minimum(error, blurred)[mask]
+    outside = (error * (2 - np.exp(np.log(0.5) / 5 * distance)))[~mask]
+
+    hits = inside.size - inside.sum()
+    recall, precision = 1 - inside.mean(), hits / (hits + outside.sum() + _EPS)
+    literature, autogluon = (
+        float((1 + squared) * recall * precision / (recall + squared * precision + _EPS)) for squared in (1, 0.3)
+    )
+    return literature, autogluon
 
 
 def mean_absolute_error(values: np.ndarray, mask: np.ndarray) -> float:
     """Mean absolute difference of map and mask."""
-    metric = MAE()
-    metric.step(values, mask, normalize=False)
-    return float(metric.maes[0])
+    return float(np.abs(values - mask).mean())
 
 
 _PER_IMAGE: dict[str, Callable[[np.ndarray, np.ndarray], float]] = {

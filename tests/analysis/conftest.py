@@ -78,6 +78,37 @@ class ResultsFolder:
             self.write(folder / "result.json", result)
         return folder
 
+    def add_imported(
+        self,
+        *,
+        method: str = "pranet",
+        dataset: str = "polyps",
+        test_set: str = "kvasir",
+        scores: Mapping[str, float],
+        protocol: str = "paper",
+        size: int | None = None,
+        quantised: bool = False,
+        seed: int = 0,
+    ) -> Path:
+        """The folder of a cell with scores of maps made elsewhere, as ``bench.imported`` writes it."""
+        plugins = {"method": {"name": method}, "dataset": {"name": dataset}}
+        spec = {"kind": "accuracy", **plugins, "seed": seed, "imported": True}
+        name = f"{dataset}-{method}-s{seed}-imported"
+        folder = self.path / "cells" / name
+        folder.mkdir(parents=True)
+        self.write(folder / "cell.json", {"id": name, "spec": spec, "evidence": {}})
+        self.write(folder / "status.json", {"state": "done", "reason": None, "attempt": 1})
+        resolved = {"method": {"name": method, "parameters": {}}, "dataset": {"name": dataset, "title": dataset}}
+        self.write(folder / "result.json", {
+            "resolved": resolved,
+            "scores": {test_set: {protocol: dict(scores)}},
+            "imported": {test_set: {protocol: {"size": size, "quantised": quantised, "images": 90}}},
+            "images": {test_set: 90},
+            "dataset_metrics": list(scores),
+            "metrics": {key: METRICS[key] for key in scores},
+        })  # fmt: skip
+        return folder
+
     @staticmethod
     def write(path: Path, values: Mapping[str, Any]) -> None:
         path.write_text(json.dumps({"schema": 1, **values}), encoding="utf-8")

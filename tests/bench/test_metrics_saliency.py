@@ -12,7 +12,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
-from py_sod_metrics import sod_metrics
 from scipy.ndimage import gaussian_filter
 
 from bench.metrics import saliency
@@ -242,8 +241,10 @@ def test_min_max_makes_the_scale_of_a_map_irrelevant() -> None:
 
 def test_both_betas_share_one_distance_transform(monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
-    transform = sod_metrics.bwdist
-    monkeypatch.setattr(sod_metrics, "bwdist", lambda *args, **kwargs: calls.append(1) or transform(*args, **kwargs))
+    transform = saliency.distance_transform_edt
+    monkeypatch.setattr(
+        saliency, "distance_transform_edt", lambda *args, **kwargs: calls.append(1) or transform(*args, **kwargs)
+    )
     saliency.scores(*CASES["smooth"])
     assert len(calls) == 1
 

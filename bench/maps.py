@@ -1,0 +1,205 @@
+"""Prediction maps in a folder, scored against masks in another: for models that were not trained here.
+
+A map is an 8-bit picture or, without any quantisation, a float ``.npy`` or TIFF of probabilities. Maps and
+masks are paired by name. An image is compared at its mask's own size, or with both sides squashed to a square
+as a cell of that size would see them. Files are read and scored in several processes; their number changes
+no result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from bench.metrics import METRICS, Row, Scores, score_image
+from datasets import squash_map, squash_mask
+from datasets.pairing import THRESHOLD, Pair, list_files, pair_files, read_grey
+
+MAP_SUFFIXES = (".png", ".npy", ".tif", ".tiff")
+MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+_LISTED = 20
+
+
+class BadMaps(ValueError):
+    """Some files cannot be scored; the message lists them with what to do."""
+
+
+class _Scored(NamedTuple):
+    """One image: what :func:`score_image` gave, and of an 8-bit map the largest value."""
+
+    row: Row
+    curve: np.ndarray
+    brightest: int | None
+
+
+@dataclass(frozen=True)
+class MapScores:
+    """The scores of a folder.
+
+    Attributes:
+        protocol: one of :data:`bench.metrics.PROTOCOLS`.
+        size: side in pixels to which both sides were squashed; None for each mask's own size.
+        quantised: some map came in 8 bits although the protocol takes float probabilities.
+        pairs: the files that were compared.
+        unpaired: names of the files without a partner, of ``predictions`` and of ``masks``.
+        mean: the value of the set by metric.
+        rows: one an image, as in ``per_image.parquet``, with the maximum of the image's own E-measure curve.
+    """
+
+    protocol: str
+    size: int | None
+    quantised: bool
+    pairs: tuple[Pair, ...]
+    unpaired: dict[str, list[str]]
+    mean: dict[str, float]
+    rows: list[Row]
+
+    def report(self) -> dict[str, Any]:
+        """The scores as plain JSON values."""
+        metrics = [key for key in METRICS if key in self.rows[0]]
+        return {
+            "protocol": self.protocol,
+            "size": self.size,
+            "images": len(self.rows),
+            "quantised": self.quantised,
+            "unpaired": self.unpaired,
+            "mean": self.mean,
+            "per_image": [{"id": row["image"], **{key: row[key] for key in metrics}} for row in self.rows],
+        }
+
+
+def score_folders(
+    predictions: Path, masks: Path, *, protocol: str = "paper", size: int | None = None, workers: int | None = None
+) -> MapScores:
+    """Score every map of a folder that has a mask of its name.
+
+    Args:
+        predictions: holds maps (:data:`MAP_SUFFIXES`).
+        masks: holds binary masks (:data:`MASK_SUFFIXES`), foreground above 127.
+        protocol: ``paper`` reads 8-bit maps as k / 255, ``literature`` rounds float maps to 8 bits.
+        size: squash both sides to this many pixels, maps bilinearly and masks to the nearest pixel.
+        workers: processes; None for one a core.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: a folder is not there.
+        BadMaps: nothing to pair, or files that cannot be scored.
+    """
+    from joblib import Parallel, cpu_count, delayed
+
+    pairs, unpaired = _pair(predictions, masks)
+    workers = min(workers or cpu_count(), len(pairs))
+    outcomes = Parallel(n_jobs=workers)(delayed(_score)(pair, protocol, size) for pair in pairs)
+    problems = [outcome for outcome in outcomes if isinstance(outcome, str)]
+    if problems:
+        raise BadMaps(_listed(f"{len(problems)} of {len(pairs)} images cannot be scored:", problems))
+    scores, brightest = Scores(protocol), [outcome.brightest for outcome in outcomes]
+    if None not in brightest and max(brightest) == 1:
+        raise BadMaps(f"the maps in {predictions} hold 0 and 1 only, read as grey levels of 0 to 255: multiply by 255")
+    for pair, outcome in zip(pairs, outcomes, strict=True):
+        scores.enter(pair.identifier, outcome.row, outcome.curve)
+    return MapScores(
+        protocol=protocol,
+        size=size,
+        quantised=protocol == "paper" and any(value is not None for value in brightest),
+        pairs=tuple(pairs),
+        unpaired=unpaired,
+        mean=scores.mean(),
+        rows=[{**row, "e_measure_max": float(o.curve.max())} for row, o in zip(scores.rows, outcomes, strict=True)],
+    )
+
+
+def read_map(path: Path) -> np.ndarray:
+    """A prediction (H, W): uint8 grey levels, or float32 probabilities in [0, 1] as they were saved.
+
+    Raises:
+        ValueError: another type, shape or range.
+        Exception: what Pillow or NumPy raise for a damaged file is an open list.
+    """
+    if path.suffix.lower() == ".npy":
+        values = np.load(path, allow_pickle=False)
+    else:
+        with Image.open(path) as picture:
+            if picture.mode.startswith("I"):
+                raise ValueError(f"integers of more than 8 bits (mode {picture.mode}); save 8-bit PNG or float .npy")
+            values = np.array(picture if picture.mode == "F" else picture.convert("L"))
+    if values.dtype == np.uint8 and values.ndim == 2:
+        return values
+    if values.ndim != 2 or values.dtype.kind not in "fb":
+        raise ValueError(f"{values.dtype} of shape {values.shape}; it must be (H, W), of uint8 or of floats in [0, 1]")
+    if not (values.min() >= 0 and values.max() <= 1):
+        raise ValueError(f"spans {values.min()} to {values.max()}; floats must be probabilities: take the sigmoid")
+    return values.astype(np.float32)
+
+
+def read_mask(path: Path) -> np.ndarray:
+    """A binary mask (H, W) of uint8 0 and 1.
+
+    Raises:
+        ValueError: it holds 0 and 1 in place of 0 and 255.
+        Exception: as in :func:`read_map`.
+    """
+    grey = read_grey(path)
+    if 0 < grey.max() <= THRESHOLD:
+        raise ValueError(f"not 0 and 255: largest value {grey.max()}. Multiply masks of 0 and 1 by 255")
+    return (grey > THRESHOLD).astype(np.uint8)
+
+
+def _pair(predictions: Path, masks: Path) -> tuple[list[Pair], dict[str, list[str]]]:
+    """Maps with their masks, and the names of the files that have no partner."""
+    files = {}
+    for what, folder, suffixes in (("predictions", predictions, MAP_SUFFIXES), ("masks", masks, MASK_SUFFIXES)):
+        files[what] = list_files(folder, suffixes)
+        if not files[what]:
+            raise BadMaps(f"no {what} in {folder}: it holds no file that ends in {', '.join(suffixes)}")
+    pairs, problems = pair_files(files["predictions"], files["masks"])
+    doubles = [f"{problem.path} {problem.detail}" for problem in problems if problem.detail]
+    if doubles:
+        raise BadMaps(_listed("several files of one name, of which one must go:", doubles))
+    if not pairs:
+        examples = " and ".join(paths[0].name for paths in files.values())
+        raise BadMaps(f"no map in {predictions} has the name of a mask in {masks} ({examples}); rename one side")
+    alone = {problem.path for problem in problems}
+    return pairs, {what: [path.name for path in paths if path in alone] for what, paths in files.items()}
+
+
+def _score(pair: Pair, protocol: str, size: int | None) -> _Scored | str:
+    """One image, or what is wrong with its files."""
+    contents = []
+    for path, read in ((pair.image, read_map), (pair.mask, read_mask)):
+        try:
+            contents.append(read(path))
+        except Exception as error:  # a damaged file makes Pillow's parsers raise almost anything
+            return f"{path}: {error or repr(error)}"
+    values, mask = contents
+    brightest = int(values.max()) if values.dtype == np.uint8 else None
+    if size is not None:
+        values, mask = squash_map(_probabilities(values), size), squash_mask(mask, size)
+    elif values.shape != mask.shape:
+        (height, width), (mask_height, mask_width) = values.shape, mask.shape
+        return (
+            f"{pair.image}: {width}x{height}, its mask {mask_width}x{mask_height}; save maps at the masks' size, "
+            f"or compare both at one size: --size {max(height, width)}"
+        )
+    values = _probabilities(values) if protocol == "paper" else _grey(values)
+    try:
+        return _Scored(*score_image(values, mask, protocol), brightest)
+    except ValueError as error:
+        return f"{pair.image}: {error}"
+
+
+def _probabilities(values: np.ndarray) -> np.ndarray:
+    return values.astype(np.float32) / np.float32(255) if values.dtype == np.uint8 else values
+
+
+def _grey(values: np.ndarray) -> np.ndarray:
+    return values if values.dtype == np.uint8 else (values * np.float32(255)).round().astype(np.uint8)
+
+
+def _listed(heading: str, lines: Sequence[str]) -> str:
+    more = [f"and {len(lines) - _LISTED} more"] if len(lines) > _LISTED else []
+    return "\n  ".join([heading, *lines[:_LISTED], *more])
