@@ -28,6 +28,7 @@ from bench.store import Attempt, CellFolder, Results, read_json, write_json
 ROOT = Path(__file__).resolve().parents[2]
 PROMISED = {
     "cell.json",
+    "log.txt",
     "status.json",
     "history.jsonl",
     "result.json",

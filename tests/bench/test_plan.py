@@ -134,8 +134,9 @@ def test_a_missing_dataset_is_skipped_with_what_was_looked_for(results, tmp_path
     assert (status["state"], status["reason"]) == ("skipped", "dataset isic2017 is missing")
 
 
+@pytest.mark.parametrize("rerun", [None, "all"])
 @pytest.mark.parametrize("state", ["done", "failed", "oom", "timeout", "running"])
-def test_a_missing_dataset_takes_nothing_from_cells_that_ran(results, monkeypatch, state):
+def test_a_missing_dataset_takes_nothing_from_cells_that_ran(results, monkeypatch, state, rerun):
     """On a machine without the images the results of another one stay what they are."""
     cell = tiny_cell()
     folder = ended(results, cell, state)
@@ -145,8 +146,25 @@ def test_a_missing_dataset_takes_nothing_from_cells_that_ran(results, monkeypatc
 
     monkeypatch.setattr(type(cell.dataset()), "open", missing)
     before = contents(folder.path)
-    made = make(results, cell)
+    made = make(results, cell, rerun=rerun)
     assert not made.todo()
+    plan.write(made, results)
+    assert contents(folder.path) == before
+
+
+@pytest.mark.parametrize("state", ["stale", "skipped"])
+def test_a_cell_that_started_elsewhere_since_the_plan_was_made_is_left_alone(results, monkeypatch, state):
+    """Between the two lie minutes where the images of large datasets are hashed."""
+    cell = tiny_cell("isic2017" if state == "skipped" else "shapes")
+    if state == "stale":
+        ended(results, cell, "done")
+        monkeypatch.setattr(evidence, "_files_digest", lambda patterns: "changed")
+    made = make(results, cell)
+    assert made.cells[0].state == state
+    folder = results.cell(cell.id)
+    folder.create(cell, {"data": "theirs"})
+    folder.set_state("running", attempt=folder.claim().number)
+    before = contents(folder.path)
     plan.write(made, results)
     assert contents(folder.path) == before
 

@@ -174,6 +174,27 @@ def test_another_schedulers_cell_is_left_alone(results, held_elsewhere, script):
     assert outcome.state == "elsewhere" if script in ("sys.exit(3)", "sys.exit(4)") else outcome.state != "done"
 
 
+TAKEN_AWAY = f"""{CLAIM}
+from bench.store import write_json
+import psutil
+attempt.revoke()
+other, parent = folder.claim(), psutil.Process(os.getppid())
+claim = json.loads((other.path / "claim.json").read_text())
+write_json(other.path / "claim.json", claim | {{"pid": parent.pid, "started": parent.create_time()}})
+folder.set_state("running", attempt=other.number)
+sys.exit(4)
+"""
+
+
+def test_a_cell_that_was_taken_away_belongs_to_who_took_it(results, plan):
+    """Our process slept too long, another one claimed the cell, and ours found its attempt revoked."""
+    (outcome,) = run(results, plan(), TAKEN_AWAY)
+    folder = results.cell(outcome.id)
+    assert outcome.state == "elsewhere"
+    assert (folder.status()["state"], folder.status()["attempt"]) == ("running", 2)
+    assert folder.attempts()[1].alive()
+
+
 def test_one_crash_costs_one_cell(results, plan):
     script = CLAIM + "if '-s1-' in folder.id: die(9)\ncommit()"
     outcomes = run(results, plan(4), script, slots("cpu:2"))

@@ -256,6 +256,23 @@ def test_an_attempt_never_ends_without_saying_how(folder):
     assert attempt.revoke()
 
 
+def test_recovering_does_not_touch_a_claim_made_meanwhile(folder, claimed_elsewhere, monkeypatch):
+    """Two schedulers find the same dead attempt; one of them claims the cell while the other still looks."""
+    claimed_elsewhere.kill()
+    claimed_elsewhere.wait()
+    look = CellFolder.status
+
+    def slow_look(self: CellFolder) -> dict:
+        seen = look(self)
+        if len(self.attempts()) == 1:
+            self.claim()
+        return seen
+
+    monkeypatch.setattr(CellFolder, "status", slow_look)
+    folder.recover()
+    assert all(attempt.alive() for attempt in folder.attempts()[1:])
+
+
 def test_states_are_checked_and_a_new_cell_is_planned(folder, tmp_path):
     assert folder.status()["state"] == "planned"
     with pytest.raises(ValueError, match=r"'finished'.*planned, running, done"):
