@@ -13,7 +13,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,6 +112,27 @@ def run(folder: CellFolder, options: argparse.Namespace) -> int:
         log.error("%s", error)
         return CLAIMED
     folder.set_state("running", attempt=attempt.number)
+    with log_file(folder):
+        return _work(folder, cell, attempt, options, before)
+
+
+@contextmanager
+def log_file(folder: CellFolder) -> Iterator[None]:
+    """Add to the cell's ``log.txt``; a scheduler has sent all output of its cells there already."""
+    if os.environ.get(PARENT_PIPE):
+        yield
+        return
+    handler = logging.FileHandler(folder.path / "log.txt")
+    logging.getLogger().addHandler(handler)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def _work(folder: CellFolder, cell: Cell, attempt: Attempt, options: argparse.Namespace, before: dict[str, Any]) -> int:
+    """Do a claimed cell's work and record how it ended; returns the exit code."""
     reporter = Reporter(attempt, options.device)
     options.stale = before.get("stale", [])
     try:

@@ -72,7 +72,7 @@ def precision_for(places: list[Slot]) -> str:
 
 def _cpu_slots(count: int) -> list[Slot]:
     threads = max(1, cores() // count)
-    hidden = {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(threads)}
+    hidden = {"CUDA_VISIBLE_DEVICES": "", **_threads(threads)}
     return [Slot("cpu" if count == 1 else f"cpu {i}", "cpu", threads, hidden) for i in range(count)]
 
 
@@ -82,11 +82,16 @@ def _gpu_slots(numbers) -> list[Slot]:
     outer = [token for token in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if token]
     threads = max(1, cores() // len(numbers))
     order = os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    shared = {"CUDA_DEVICE_ORDER": order, "OMP_NUM_THREADS": str(threads)}
+    shared = {"CUDA_DEVICE_ORDER": order, **_threads(threads)}
     return [
         Slot(f"gpu {n}", "cuda:0", threads, {**shared, "CUDA_VISIBLE_DEVICES": outer[n] if outer else str(n)})
         for n in numbers
     ]
+
+
+def _threads(count: int) -> dict[str, str]:
+    """Threads that sleep while they wait: spinning ones make a busy machine several times slower."""
+    return {"OMP_NUM_THREADS": str(count), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
 def cores() -> int:

@@ -237,6 +237,8 @@ def _expand(matrix: Matrix, precision: str) -> list[Entered]:
             path = Path(setting["checkpoint"]).expanduser()
             by_path = str(path.resolve()) if checkpoint.path == path else None
             found.setdefault(cell.id, (seeds.index(seed), Entered(cell, by_path)))
+    if not found:
+        raise MatrixError("no cells: is one of its lists empty?")
     return [entered for _, entered in sorted(found.values(), key=lambda item: item[0])]
 
 

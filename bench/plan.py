@@ -12,7 +12,7 @@ from bench import evidence
 from bench.data import open_splits
 from bench.matrix import Entered
 from bench.spec import canonical
-from bench.store import Results
+from bench.store import CellFolder, Results
 
 # A failure is not tried again unasked: it would fail again, and hide among what is new.
 TERMINAL = {"done", "failed", "oom", "timeout"}
@@ -97,8 +97,10 @@ def make(
             made = evidence.collect(item.cell, data, digest)
         planned = _judge(item, results, made, rerun)
         if planned.runs and made is None:
+            note = f"dataset {spec['dataset']['name']} is missing"
             plan.missing[spec["dataset"]["name"]] = data
-            planned = Planned(item, "skipped", False, f"dataset {spec['dataset']['name']} is missing")
+            # What ran once stays what it is, although it cannot be run again here.
+            planned = Planned(item, planned.state if planned.state in TERMINAL else "skipped", False, note)
         plan.cells.append(planned)
     return plan
 
@@ -131,24 +133,26 @@ def _judge(item: Entered, results: Results, made: dict[str, Any] | None, rerun: 
 
 
 def write(plan: Plan, results: Results) -> None:
-    """Record the plan: new cells' folders, reasons of skipped ones, marks on stale results."""
+    """Record the plan: new cells' folders, reasons of skipped ones, marks on stale results.
+
+    A cell that another process has changed since the plan was made is left alone.
+    """
     for cell in plan.cells:
         folder = results.cell(cell.id)
         folder.recover()
-        if cell.state == "skipped":
+        status = folder.status()
+        if cell.state == "skipped" and status["state"] in ("planned", "skipped", "interrupted"):
             folder.create(cell.entered.cell, {})
             folder.set_state("skipped", reason=cell.note)
-        elif cell.state == "planned" and cell.evidence is not None:
-            folder.create(cell.entered.cell, cell.evidence)
-        elif cell.state in ("stale", "done") and cell.evidence is not None:
-            mark_stale(folder, cell)
+        elif cell.state == "planned" and not (folder.path / "cell.json").exists():
+            folder.create(cell.entered.cell, cell.evidence or {})
+        elif cell.state in ("stale", "done") and cell.evidence is not None and status["state"] == "done":
+            _mark_stale(folder, status, cell)
 
 
-def mark_stale(folder: Any, cell: Planned) -> None:
+def _mark_stale(folder: CellFolder, status: dict[str, Any], cell: Planned) -> None:
     """Write or clear the mark that tables show; the result itself stays."""
-    status = folder.status()
     marks = cell.note.removeprefix("differs in ").split(", ") if cell.state == "stale" else []
     if status.get("stale", []) != marks:
-        folder.set_state(
-            "done", reason=status["reason"], attempt=status["attempt"], **({"stale": marks} if marks else {})
-        )
+        more = {"stale": marks} if marks else {}
+        folder.set_state("done", reason=status["reason"], attempt=status["attempt"], **more)

@@ -196,9 +196,9 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     planning.write(plan, results)
     fetch_checkpoints(plan, console)
     ended, stopped = execute(plan, places, options, console)
+    executed = sum(count for state, count in ended.items() if state != "not started")
     console.print(
-        f"executed {sum(ended.values())} cells: "
-        + (", ".join(f"{n} {s}" for s, n in sorted(ended.items())) or "nothing to do"),
+        f"executed {executed} cells: " + (", ".join(f"{n} {s}" for s, n in sorted(ended.items())) or "nothing to do"),
     )
     if stopped:
         console.print("stopped; the same command goes on from here")

@@ -174,6 +174,8 @@ class Scheduler:
     def _settle(self, planned: Planned, pid: int, code: int) -> tuple[str, str]:
         """The state a finished process left, recorded for it where it could not do so itself."""
         folder = self._results.cell(planned.id)
+        if code in (CLAIMED, REVOKED):
+            return "elsewhere", "another process runs it"
         own = next((attempt for attempt in reversed(folder.attempts()) if attempt.claimed_by(pid)), None)
         if own is None:
             return self._settle_unclaimed(folder, code)
@@ -187,13 +189,11 @@ class Scheduler:
 
     def _settle_unclaimed(self, folder: CellFolder, code: int) -> tuple[str, str]:
         """For a process that never had the cell: whoever has it must not be disturbed."""
-        if code in (CLAIMED, REVOKED):
-            return "elsewhere", "another process runs it"
         status = folder.status()
         if code == 0:
             return status["state"], status["reason"] or ""
         if status["state"] == "running":
-            return "failed", self._reason(folder, code)[1]
+            return ("elsewhere", "another process runs it") if self.stopped else self._reason(folder, code)
         return self._record(folder, code, None)
 
     def _record(self, folder: CellFolder, code: int, attempt: int | None) -> tuple[str, str]:

@@ -25,6 +25,7 @@ from bench.spec import SCHEMA, Cell
 STATES = ("planned", "running", "done", "failed", "oom", "timeout", "interrupted", "skipped")
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
+LEFT = "its process ended without a word"
 
 
 class AlreadyRunning(RuntimeError):
@@ -67,6 +68,7 @@ def _create(path: Path, text: str) -> bool:
     with tempfile.NamedTemporaryFile("w", dir=path.parent, prefix=f".{path.name}.", encoding="utf-8") as file:
         file.write(text)
         file.flush()
+        os.chmod(file.name, 0o644)
         try:
             os.link(file.name, path)
         except FileExistsError:
@@ -110,19 +112,31 @@ class Attempt:
         newest = max((p.stat().st_mtime for p in signs if p.exists()), default=0.0)
         return time.time() - newest < STALE_SECONDS
 
-    def commit(self, files: list[str], result: dict[str, Any], *, stale: Sequence[str] = ()) -> None:
+    def commit(
+        self,
+        files: list[str],
+        result: dict[str, Any],
+        *,
+        evidence: dict[str, Any] | None = None,
+        stale: Sequence[str] = (),
+    ) -> None:
         """Publish ``files`` and ``result`` as the cell's own.
 
         Args:
             files: names in the attempt's folder.
             result: what becomes ``result.json``.
+            evidence: what the result was made from, where it replaces what was planned.
             stale: evidence that still differs: of a training that was only scored again.
 
         Raises:
             Revoked: another process has ended this attempt.
         """
+        files = [*files, "result.json"]
+        if evidence is not None:
+            write_json(self.path / "cell.json", {**self.cell.read(), "evidence": evidence})
+            files = ["cell.json", *files]
         write_json(self.path / "result.json", result)
-        write_json(self.path / "commit.json", {"files": [*files, "result.json"], "stale": list(stale)})
+        write_json(self.path / "commit.json", {"files": files, "stale": list(stale)})
         if not _create(self.path / "end", "committed"):
             raise Revoked(f"attempt {self.number} of {self.cell.id} was revoked by another process")
         self.cell.finish_commit(self)
@@ -198,13 +212,15 @@ class CellFolder:
             return status
         if last and (self.result() or {}).get("attempt") == last[0].number:
             return {**status, "state": "done"}
-        return {**status, "state": "interrupted", "reason": "its process ended without a word"}
+        return {**status, "state": "interrupted", "reason": LEFT}
 
     def recover(self) -> None:
         """Settle what a process that is gone has left: finish its commit, or record that it was interrupted."""
-        stored, true = read_json(self.path / "status.json"), self.status()
-        if stored and stored["state"] != true["state"] and not any(a.settle() for a in self.attempts()[-1:]):
-            self.set_state(true["state"], reason=true["reason"], attempt=true["attempt"])
+        status = read_json(self.path / "status.json")
+        last = self.attempts()[-1:]
+        # Only what was seen dead is settled: another process may make a claim of its own meanwhile.
+        if status and status["state"] == "running" and last and not last[0].alive() and not last[0].settle():
+            self.set_state("interrupted", reason=LEFT, attempt=last[0].number)
 
     def result(self) -> dict[str, Any] | None:
         """``result.json``, None before the cell is done."""

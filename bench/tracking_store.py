@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mlflow.entities import RunInfo
 
 EXPERIMENT = "sam-peft"
+VIEW = {"mlflow.experimentKind": "custom_model_development"}  # its page opens on runs and curves, not on GenAI traces
 ARTIFACT_FOLDER = "mlflow-artifacts"
 SQLITE = "sqlite:///"
 PROJECT = Path(__file__).resolve().parents[1]
@@ -195,7 +196,7 @@ class Store:
             # A server keeps artifacts where it can serve them; our folders mean nothing to it.
             served = urlparse(self.uri).scheme.startswith("http")
             location = None if served else (self.results / ARTIFACT_FOLDER).as_uri()
-            return client.create_experiment(EXPERIMENT, artifact_location=location)
+            return client.create_experiment(EXPERIMENT, artifact_location=location, tags=VIEW)
         if experiment.lifecycle_stage == "deleted":
             client.restore_experiment(experiment.experiment_id)
         return experiment.experiment_id

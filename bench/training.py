@@ -8,7 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ CHECK_EVERY = 16  # steps between looks at the losses: each look waits for the d
 
 
 class NonFiniteLoss(RuntimeError):
-    """A loss became infinite or not a number; the message names the step and the images."""
+    """A loss or a gradient became infinite or not a number; the message names the step and the images."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +72,19 @@ class Training:
     seconds: float = 0.0
     images_per_second: float = 0.0
     first_step_at: float | None = None
+    first_loss: float | None = None
+    last_loss: float | None = None
     train_images: int = 0
     validation_images: int = 0
+
+
+class Step(NamedTuple):
+    """One optimiser step that was not looked at yet: its images' indices, their losses, the gradient's norm."""
+
+    number: int
+    images: list[int]
+    losses: Tensor
+    norm: Tensor
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -144,7 +155,8 @@ class Trainer:
             score = self.validate(validation)
             line |= {"step": progress.step, "validation": {self.regime.validation_metric: score}}
             self._write(line)
-            record.epochs, record.steps = epoch, progress.step
+            record.epochs, record.steps, record.last_loss = epoch, progress.step, line["loss"]
+            record.first_loss = line["loss"] if epoch == 1 else record.first_loss
             if improves(self.regime.validation_metric, score, record.best_validation):
                 record.best_epoch, record.best_validation = epoch, score
                 best = {name: p.detach().clone() for name, p in self.model.trainable().items()}
@@ -161,13 +173,13 @@ class Trainer:
         self.model.train()
         regime, progress, started, seen = self.regime, self.progress, time.perf_counter(), 0
         losses: list[float] = []
-        pending: list[tuple[int, list[int], Tensor]] = []
+        pending: list[Step] = []
         flips = (self.seed, epoch) if regime.flip else None
         for batch in batches(train, shuffled(len(train), self.seed, epoch), regime.batch_size, flips=flips):
             if progress.step >= progress.steps:
                 break
             rate = self._set_rate()
-            pending.append((progress.step + 1, batch.indices, self._step(batch.images, batch.masks, batch.indices)))
+            pending.append(Step(progress.step + 1, batch.indices, *self._step(*batch)))
             progress.step += 1
             seen += len(batch.indices)
             if self.record.first_step_at is None:
@@ -191,8 +203,8 @@ class Trainer:
             group["lr"] = self.regime.lr * decay
         return self.regime.lr * decay
 
-    def _step(self, images: Tensor, masks: Tensor, indices: list[int]) -> Tensor:
-        """One optimiser step; the loss of each image, (B,), still on the device."""
+    def _step(self, images: Tensor, masks: Tensor, indices: list[int]) -> tuple[Tensor, Tensor]:
+        """One optimiser step; the loss of each image, (B,), and the gradient's norm, still on the device."""
         count, device = len(indices), self.machine.device
         keys = image_keys(self.seed, self.progress.step, indices)
         size, losses = self.machine.micro_batch or count, []
@@ -205,23 +217,22 @@ class Trainer:
             loss = self.model.loss(output, target, self.task_loss)
             (loss.sum() / count).backward()
             losses.append(loss.detach())
-        if self.regime.clip_norm:
-            nn.utils.clip_grad_norm_([p for p in self.model.parameters() if p.requires_grad], self.regime.clip_norm)
+        trained = list(self.model.trainable().values())
+        norm = nn.utils.clip_grad_norm_(trained, self.regime.clip_norm or math.inf)
         self.optimiser.step()
-        return torch.cat(losses)
+        return torch.cat(losses), norm
 
-    def _look(self, pending: list[tuple[int, list[int], Tensor]], data: SquashedSplit) -> list[float]:
+    def _look(self, pending: list[Step], data: SquashedSplit) -> list[float]:
         """The mean loss of each pending step; empties ``pending``."""
         means = []
-        for step, indices, losses in pending:
-            if not torch.isfinite(losses).all():
-                odd = [
-                    data.split.identifiers[i]
-                    for i, x in zip(indices, losses.tolist(), strict=True)
-                    if not math.isfinite(x)
-                ]
-                raise NonFiniteLoss(f"non-finite loss at step {step}, images {', '.join(odd)}")
-            means.append(losses.mean().item())
+        for step in pending:
+            values = step.losses.tolist()
+            odd = [index for index, value in zip(step.images, values, strict=True) if not math.isfinite(value)]
+            if odd or not math.isfinite(step.norm.item()):
+                what = "loss" if odd else "gradient of a finite loss"
+                names = ", ".join(data.split.identifiers[index] for index in odd or step.images)
+                raise NonFiniteLoss(f"non-finite {what} at step {step.number}, images {names}")
+            means.append(sum(values) / len(values))
         pending.clear()
         return means
 

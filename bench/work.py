@@ -23,7 +23,7 @@ from bench.spec import SCHEMA, Cell
 from bench.store import Attempt
 from bench.training import Machine, Progress, Trainer, Training
 from methods.delta import CARD, WEIGHTS
-from methods.sam.checkpoints import resolve
+from methods.sam.checkpoints import CheckpointError, resolve
 
 log = logging.getLogger("bench.cell")
 
@@ -51,7 +51,10 @@ def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, w
     context = cell.context()
     if options.checkpoint:
         context = replace(context, checkpoint=options.checkpoint)
-    checkpoint = resolve(context.backbone, context.checkpoint)
+    try:
+        checkpoint = resolve(context.backbone, context.checkpoint)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error} Where it lies on this machine: --checkpoint PATH") from None
     splits = open_splits(cell, options.data_root, allow_broken=options.allow_broken)
     model = cell.method().build(context).to(options.device)
     log.info("%s: trainable parameters %s of %s", cell.id, *model.count().values())
@@ -65,6 +68,8 @@ def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, w
         trainer = Trainer(model, regime, machine, seed=seed, watch=watcher.progress, history=history)
         record = trainer.fit(*(SquashedSplit(split, context.image_size) for split in used))
     scored, evaluation = _score(cell, model, splits, machine, watcher)
+    if record.epochs > 1 and record.first_loss == record.last_loss:
+        scored["degenerate"].append("the training loss never moved")
 
     method = {"parameters": {}, **cell.spec["method"]}
     digest = checkpoint.digest()
@@ -86,8 +91,8 @@ def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, w
         "environment": environment.describe(options.device),
         **scored,
     }
-    attempt.cell.create(cell, evidence.collect(cell, datasets.evidence(splits), digest))
-    attempt.commit([history.name, WEIGHTS, CARD, *evaluation.write(attempt.path)], result)
+    files = [history.name, WEIGHTS, CARD, *evaluation.write(attempt.path)]
+    attempt.commit(files, result, evidence=evidence.collect(cell, datasets.evidence(splits), digest))
 
 
 def score_again(cell: Cell, attempt: Attempt, options: argparse.Namespace, watcher: Watcher) -> None:
@@ -105,9 +110,9 @@ def score_again(cell: Cell, attempt: Attempt, options: argparse.Namespace, watch
     # Only the scoring is new; what the training was made from stays on record, stale or not.
     made = folder.read()["evidence"]
     made["source"] = {**made["source"], "evaluation": evidence.source_evidence(cell)["evaluation"]}
-    folder.create(cell, made)
     stale = [mark for mark in options.stale if mark != "source.evaluation"]
-    attempt.commit(evaluation.write(attempt.path), {**old, "attempt": attempt.number, **scored}, stale=stale)
+    result = {**old, "attempt": attempt.number, **scored}
+    attempt.commit(evaluation.write(attempt.path), result, evidence=made, stale=stale)
 
 
 def _score(

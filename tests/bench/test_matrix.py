@@ -1,0 +1,310 @@
+"""From a matrix file to its cells: axes, overrides, filters, and messages that say what is wrong where."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+
+import datasets
+import methods
+from bench import matrix
+from bench.matrix import Entered, MatrixError, expand, override, read, select
+
+TOP = 'name = "mine"\nbackbone = "tiny"\nimage_size = 64\n'
+BLOCK = '[[cells]]\ndatasets = ["shapes"]\nmethods = ["lora"]\n'
+
+
+@pytest.fixture
+def write(tmp_path) -> Callable[[str], str]:
+    """Writes a matrix file; returns its name."""
+
+    def to_file(text: str) -> str:
+        path = tmp_path / "mine.toml"
+        path.write_text(text)
+        return str(path)
+
+    return to_file
+
+
+@pytest.fixture
+def cells(write) -> Callable[[str], list[Entered]]:
+    return lambda text: expand(read(write(text)), precision="fp32")
+
+
+def block(*, methods: str = '["lora"]', datasets: str = '["shapes"]', more: str = "") -> str:
+    return f"{TOP}[[cells]]\ndatasets = {datasets}\nmethods = {methods}\n{more}\n"
+
+
+def parameters(entered: list[Entered], part: str = "method") -> list[dict]:
+    return [item.cell.spec[part].get("parameters", {}) for item in entered]
+
+
+def test_a_block_is_a_product(cells):
+    found = cells(
+        block(
+            methods='["decoder_only", {name = "lora", rank = [3, 6]}]',
+            datasets='[{name = "shapes", style = ["thin", "large"]}]',
+            more="seeds = [0, 1]\nimage_size = [64, 128]",
+        )
+    )
+    assert len(found) == len({item.cell.id for item in found}) == 3 * 2 * 2 * 2
+    lora = [item for item in found if item.cell.spec["method"]["name"] == "lora"]
+    assert sorted({str(found) for found in parameters(lora)}) == ["{'rank': 6}", "{}"]
+    assert {item.cell.spec["image_size"] for item in found} == {64, 128}
+
+
+def test_names_can_be_an_axis_that_shares_parameters(cells):
+    found = cells(block(methods='[{name = ["lora", "conv_lora"], rank = 6}]'))
+    assert [item.cell.spec["method"]["name"] for item in found] == ["lora", "conv_lora"]
+    assert parameters(found) == [{"rank": 6}] * 2
+
+
+def test_shots_are_no_parameter_of_the_dataset(cells):
+    found = cells(block(datasets='[{name = "shapes", shots = [2, 4], train_images = 8}]'))
+    assert [item.cell.spec["dataset"].get("shots") for item in found] == [2, 4]
+    assert parameters(found, "dataset") == [{"train_images": 8}] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "scales"),
+    [("[4]", [[4]]), ("[1, 2]", [[1, 2]]), ("[[1], [2]]", [[1], [2]]), ("[[1, 2], [3]]", [[1, 2], [3]])],
+)
+def test_a_parameter_that_takes_a_list_is_an_axis_as_a_list_of_lists(cells, given, scales):
+    found = cells(block(methods=f'[{{name = "conv_lora", scales = {given}}}]'))
+    assert parameters(found) == [{"scales": one} for one in scales]
+
+
+def test_a_prefixed_parameter_that_takes_a_list_is_no_axis_either(cells):
+    (found,) = cells(block(methods='[{name = "lora+conv_lora", rank = 6, "conv_lora.scales" = [1, 2]}]'))
+    assert found.cell.method().parts[1].scales == (1, 2)
+    assert found.cell.method().parts[0].rank == 6
+
+
+def test_regime_values_are_axes_too(cells):
+    found = cells(block(more="regime = {lr = [1e-4, 3e-4], epochs = 5, betas = [0.9, 0.95]}"))
+    assert [item.cell.regime().lr for item in found] == [1e-4, 3e-4]
+    assert {item.cell.regime().betas for item in found} == {(0.9, 0.95)}
+    assert [
+        item.cell.regime().betas[1] for item in cells(block(more="regime = {betas = [[0.9, 0.9], [0.9, 0.8]]}"))
+    ] == [0.9, 0.8]
+
+
+def test_a_regime_can_be_a_presets_name(cells):
+    (found,) = cells(block(more='regime = "paper_text"'))
+    assert found.cell.regime().optimizer == "adam"
+
+
+def test_a_star_stands_for_every_plugin(cells):
+    found = cells(block(methods='["*"]'))
+    assert [item.cell.spec["method"]["name"] for item in found] == methods.registry.names()
+    assert {item.cell.spec["dataset"]["name"] for item in cells(block(datasets='["*"]'))} == set(
+        datasets.registry.names()
+    )
+
+
+def test_a_block_wins_over_the_top(cells):
+    found = cells(f"seeds = [7]\n{TOP}{BLOCK}{BLOCK}seeds = [1]\nimage_size = 128\n")
+    assert [(item.cell.spec["seed"], item.cell.spec["image_size"]) for item in found] == [(7, 64), (1, 128)]
+
+
+def test_a_cell_that_is_named_twice_is_there_once(cells):
+    text = block(methods='["*", {name = "lora", rank = 3}]')
+    ids = [item.cell.id for item in cells(f"seeds = [0, 0]\n{text}{BLOCK}{BLOCK}")]
+    assert len(ids) == len(set(ids)) == len(methods.registry.names())
+
+
+def test_a_whole_table_with_one_seed_comes_first(cells):
+    found = cells(
+        f"seeds = [5, 0]\n{TOP}{BLOCK}" + '[[cells]]\ndatasets = ["shapes"]\nmethods = ["conv_lora", "decoder_only"]\n'
+    )
+    order = [(item.cell.spec["seed"], item.cell.spec["method"]["name"]) for item in found]
+    assert order == [(seed, name) for seed in (5, 0) for name in ("lora", "conv_lora", "decoder_only")]
+
+
+def test_auto_precision_is_decided_by_the_devices(write):
+    text = block(more='precision = ["auto", "fp32"]')
+    assert [item.cell.spec["precision"] for item in expand(read(write(text)), precision="bf16")] == ["bf16", "fp32"]
+    assert [item.cell.spec["precision"] for item in expand(read(write(text)), precision="fp32")] == ["fp32"]
+
+
+def test_a_checkpoints_place_is_no_part_of_a_cell(cells, tmp_path, monkeypatch):
+    found = []
+    for place in ("a", "b"):
+        file = tmp_path / place / "mine.safetensors"
+        file.parent.mkdir()
+        file.touch()
+        found += cells(block(more=f'checkpoint = "{file}"'))
+    monkeypatch.chdir(tmp_path)
+    found += cells(block(more='checkpoint = "a/mine.safetensors"'))
+    assert len({item.cell.id for item in found}) == 1
+    assert found[0].cell.spec["checkpoint"] == "mine.safetensors"
+    places = [str(tmp_path / place / "mine.safetensors") for place in "aba"]
+    assert [item.checkpoint for item in found] == places, "a cell's process may run in another folder"
+
+
+@pytest.mark.parametrize("name", matrix.names())
+def test_every_matrix_of_the_project_expands(name):
+    made = read(name)
+    assert made.name == name
+    found = expand(made, precision="fp32")
+    assert found
+    assert len({item.cell.id for item in found}) == len(found)
+    for item in found:
+        item.cell.resolved()
+
+
+def test_the_matrices_that_were_promised():
+    assert {"smoke", "isic_small", "table1", "full"} <= set(matrix.names())
+    smoke = expand(read("smoke"), precision="fp32")
+    assert [item.cell.spec["method"]["name"] for item in smoke] == methods.registry.names()
+    assert {(item.cell.spec["backbone"], item.cell.spec["image_size"]) for item in smoke} == {("tiny", 128)}
+    table1 = expand(read("table1"), precision="bf16")
+    assert {(item.cell.spec["backbone"], item.cell.spec["image_size"]) for item in table1} == {("vit_h", 1024)}
+    assert {item.cell.spec["seed"] for item in table1} == {0, 1, 2}
+    assert {item.cell.id for item in table1} <= {item.cell.id for item in expand(read("full"), precision="bf16")}
+
+
+# Text of a file, and what the message must hold besides the file's name.
+BAD_FILES = {
+    "key at the top": (f"image_sise = 64\n{TOP}{BLOCK}", ["'image_sise'", "'image_size'", "backbone, checkpoint"]),
+    "key in a block": (f"{TOP}{BLOCK}seed = [1]\n", ["'cells.0.seed'", "'seeds'", "datasets, methods, regime"]),
+    "misnamed block": (TOP + BLOCK.replace("cells", "cell"), ["'cell'", "'cells'"]),
+    "no cells": (TOP, ["'cells' is missing"]),
+    "no methods": (TOP + '[[cells]]\ndatasets = ["shapes"]\n', ["'cells.0.methods' is missing"]),
+    "second block": (f"{TOP}{BLOCK}{BLOCK}epochs = 2\n", ["'cells.1.epochs'"]),
+    "text for a number": ('name = "mine"\nimage_size = "64"\n' + BLOCK, ["'image_size'", "'64'", "valid integer"]),
+    "number for a list": (f"seeds = 3\n{TOP}{BLOCK}", ["'seeds'", "3", "valid list"]),
+    "fraction for a whole number": (f"seeds = [0.5]\n{TOP}{BLOCK}", ["seeds", "0.5", "integer"]),
+    "kind": (f'{TOP}{BLOCK}kind = "sped"\n', ["kind", "'sped'", "'accuracy'"]),
+    "entry without a name": (
+        TOP + '[[cells]]\ndatasets = ["shapes"]\nmethods = [{rank = 3}]\n',
+        ["name", "is missing"],
+    ),
+    "no TOML": ("name = mine", ["TOML", "line 1"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_FILES)
+def test_a_bad_file_is_refused_with_file_key_and_what_is_allowed(write, name):
+    text, expected = BAD_FILES[name]
+    with pytest.raises(MatrixError) as error:
+        read(write(text))
+    for part in ("mine.toml", *expected):
+        assert part in str(error.value), f"{part} is not in: {error.value}"
+
+
+# A block, and what the message must hold besides the matrix's name.
+BAD_BLOCKS = {
+    "method": (block(methods='["conv_lra"]'), ["method 'conv_lra'", "'conv_lora'", "decoder_only"]),
+    "part of a composition": (block(methods='["lora+vptt"]'), ["'vptt'", "Known: "]),
+    "dataset": (block(datasets='["shape"]'), ["dataset 'shape'", "'shapes'", "isic2017"]),
+    "method parameter": (block(methods='[{name = "lora", rnk = 3}]'), ["'rnk'", "rank, alpha"]),
+    "method value": (block(methods='[{name = "lora", rank = "3"}]'), ["rank", "'3'", "integer"]),
+    "dataset parameter": (block(datasets='[{name = "shapes", sise = 64}]'), ["'sise'", "'size'"]),
+    "dataset value": (block(datasets='[{name = "shapes", style = "big"}]'), ["style", "'big'", "'large'"]),
+    "shots": (block(datasets='[{name = "shapes", shots = "5"}]'), ["shots", "'5'"]),
+    "no shots": (block(datasets='[{name = "shapes", shots = 0}]'), ["shots", "0"]),
+    "backbone": (block(more='backbone = "vit_g"'), ["'vit_g'", "vit_h"]),
+    "checkpoint": (block(more='checkpoint = "atuo"'), ["'atuo'", "'auto'"]),
+    "missing checkpoint": (block(more='checkpoint = "/no/such.pth"'), ["/no/such.pth"]),
+    "image size": (block(more="image_size = 100"), ["100", "16", "96"]),
+    "precision": (block(more='precision = "fp16"'), ["'fp16'", "auto, fp32, bf16"]),
+    "regime key": (block(more="regime = {epoch = 3}"), ["'epoch'", "'epochs'", "max_steps"]),
+    "regime value": (block(more="regime = {epochs = 0}"), ["epochs", "0", "greater than 0"]),
+    "regime choice": (block(more='regime = {loss = "structur"}'), ["loss", "'structur'", "'structure'"]),
+    "preset": (block(more='regime = "paper"'), ["'paper'", "'paper_text'"]),
+    "validation metric": (block(more='regime = {validation_metric = "iuo"}'), ["'iuo'", "'iou'"]),
+    "metric of the whole set": (
+        block(more='regime = {validation_metric = "ber_pooled"}'),
+        ["'ber_pooled'", "per image"],
+    ),
+    "seed": (block(more="seeds = [-1]"), ["seed", "-1"]),
+}
+
+
+@pytest.mark.parametrize("name", BAD_BLOCKS)
+def test_a_bad_choice_is_refused_before_anything_runs(cells, name):
+    text, expected = BAD_BLOCKS[name]
+    with pytest.raises(MatrixError) as error:
+        cells(text)
+    for part in ("mine", *expected):
+        assert part in str(error.value), f"{part} is not in: {error.value}"
+
+
+def test_a_matrix_that_is_not_there(tmp_path):
+    with pytest.raises(MatrixError, match=r"'smok'.*'smoke'.*isic_small.*\.toml"):
+        read("smok")
+    with pytest.raises(MatrixError, match=r"there is no matrix file /.*none\.toml"):
+        read(str(tmp_path / "none.toml"))
+
+
+def test_overrides_change_every_cell(write):
+    given = read(
+        write(f'{TOP}{BLOCK}image_size = 128\nregime = "paper_text"\n{BLOCK}seeds = [4]\nregime = {{lr = 1e-3}}\n')
+    )
+    changed = expand(
+        override(given, {"image_size": 96, "seeds": 2, "epochs": 3, "betas": [0.8, 0.9]}), precision="fp32"
+    )
+    assert {(item.cell.spec["image_size"], item.cell.spec["seed"]) for item in changed} == {(96, 2)}
+    assert [(item.cell.regime().epochs, item.cell.regime().preset, item.cell.regime().lr) for item in changed] == [
+        (3, "paper_text", 1e-4),
+        (3, "released", 1e-3),
+    ]
+    assert {item.cell.regime().betas for item in changed} == {(0.8, 0.9)}
+    assert expand(override(given, {}), precision="fp32") == expand(given, precision="fp32")
+    assert len(expand(override(given, {"seeds": [0, 1], "lr": [1e-3, 1e-4]}), precision="fp32")) == 8
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"epoch": 3}, ["--set", "'epoch'", "'epochs'", "image_size"]),
+        ({"image_size": "large"}, ["--set", "image_size", "'large'"]),
+        ({"seeds": "0"}, ["--set", "seeds", "'0'"]),
+    ],
+)
+def test_a_bad_override_is_refused(write, settings, expected):
+    with pytest.raises(MatrixError) as error:
+        override(read(write(TOP + BLOCK)), settings)
+    for part in expected:
+        assert part in str(error.value)
+
+
+def test_filters_select_cells(cells):
+    found = cells(f"seeds = [0, 1]\n{TOP}" + '[[cells]]\ndatasets = ["shapes", "isic2017"]\nmethods = ["*"]\n')
+
+    def chosen(**filters: list[str]) -> set[tuple]:
+        kept = select(found, filters)
+        assert kept == [item for item in found if item in kept], "the order stays"
+        return {(i.cell.spec["dataset"]["name"], i.cell.spec["method"]["name"], i.cell.spec["seed"]) for i in kept}
+
+    assert len(chosen()) == len(found)
+    assert chosen(method=["lora"], dataset=["shapes"]) == {("shapes", "lora", 0), ("shapes", "lora", 1)}
+    assert chosen(method=["lora", "conv_lora"], seed=["1"], dataset=["isic2017"]) == {
+        ("isic2017", "lora", 1),
+        ("isic2017", "conv_lora", 1),
+    }
+    assert len(chosen(backbone=["tiny"], kind=["accuracy"])) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("filters", "expected"),
+    [
+        ({"methods": ["lora"]}, ["'methods'", "'method'"]),
+        ({"method": ["lorra"]}, ["'lorra'", "'lora'"]),
+        ({"seed": ["3"]}, ["seed", "'3'", "0"]),
+    ],
+)
+def test_a_filter_that_fits_nothing_is_refused(cells, filters, expected):
+    with pytest.raises(MatrixError) as error:
+        select(cells(TOP + BLOCK), filters)
+    for part in expected:
+        assert part in str(error.value)
+
+
+def test_a_file_in_the_folder_is_a_matrix_by_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(matrix, "FOLDER", tmp_path)
+    (tmp_path / "own.toml").write_text(TOP + BLOCK)
+    assert matrix.names() == ["own"]
+    assert read("own").backbone == "tiny"

@@ -1,0 +1,331 @@
+"""A whole matrix: run, run again, killed in the middle and gone on with. Two slow tests start real, small cells."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+
+from bench import tracking
+from bench.matrix import MatrixError, expand, read
+from bench.run import filters, main, settings
+from bench.store import CellFolder, Results, read_json
+
+ROOT = Path(__file__).resolve().parents[2]
+MATRIX = """
+name = "tiny"
+backbone = "tiny"
+image_size = 64
+[[cells]]
+datasets = [{{ name = "shapes", train_images = 8, validation_images = 4, test_images = 4, size = 64 }}]
+methods = {methods}
+regime = {{ epochs = {epochs}, patience = 0 }}
+"""
+
+
+def write_matrix(folder: Path, methods: str, epochs: int = 1) -> Path:
+    path = folder / "tiny.toml"
+    path.write_text(MATRIX.format(methods=methods, epochs=epochs))
+    return path
+
+
+def words(matrix: Path, *more: str) -> list[str]:
+    return [
+        "--matrix",
+        str(matrix),
+        "--results",
+        str(matrix.parent / "results"),
+        "--devices",
+        "cpu",
+        "--no-tracking",
+        *more,
+    ]
+
+
+@pytest.fixture(autouse=True)
+def own_signals(monkeypatch):
+    """A run in this process takes over the signals that end it; and threads must not spin on a busy machine."""
+    monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def three(tmp_path) -> Path:
+    """A matrix of three cells."""
+    return write_matrix(tmp_path, '["decoder_only", "lora", "conv_lora"]')
+
+
+def test_a_dry_run_shows_every_cell_and_writes_nothing(three, capsys, monkeypatch):
+    monkeypatch.chdir(three.parent)
+    assert main(words(three, "--dry-run")) == 0
+    shown = capsys.readouterr().out
+    assert "3 cells (3 planned); 3 to run on cpu" in shown
+    for entered in expand(read(str(three)), precision="fp32"):
+        assert entered.cell.id in shown
+    assert [path.name for path in three.parent.iterdir()] == [three.name]
+
+
+def test_what_changes_no_result_changes_no_id(three, capsys, tmp_path):
+    def ids(*more: str) -> set[str]:
+        assert main(words(three, "--dry-run", *more)) == 0
+        return set(re.findall(r"shapes-\S+", capsys.readouterr().out))
+
+    plain = ids()
+    assert len(plain) == 3
+    assert plain == ids(
+        "--micro-batch", "1", "--data-root", str(tmp_path), "--allow-broken", "--devices", "cpu:2", "--rerun", "all"
+    )
+    assert plain != ids("--set", "lr=1e-3")
+
+
+def test_a_random_backbone_is_said_loudly(three, capsys):
+    main(words(three, "--dry-run"))
+    assert "RANDOM BACKBONE: tiny" in capsys.readouterr().out
+    main(words(three, "--dry-run", "--set", "backbone=vit_b"))
+    assert "RANDOM" not in capsys.readouterr().out
+
+
+def test_filters_and_settings_reach_the_cells(three, capsys):
+    assert main(words(three, "--dry-run", "--only", "method=lora,conv_lora", "--set", "seeds=[0, 1]")) == 0
+    assert "4 cells (4 planned)" in capsys.readouterr().out
+
+
+def test_how_filters_and_settings_are_written():
+    assert filters(["method=lora,conv_lora", "seed=0", "seed=1"]) == {
+        "method": ["lora", "conv_lora"],
+        "seed": ["0", "1"],
+    }
+    read_back = settings(
+        [
+            "epochs=5",
+            "lr=1e-3",
+            "backbone=vit_b",
+            "seeds=[0, 1]",
+            "flip=false",
+            'loss="structure"',
+            "checkpoint=a=b.pth",
+        ]
+    )
+    assert read_back == {
+        "epochs": 5,
+        "lr": 1e-3,
+        "backbone": "vit_b",
+        "seeds": [0, 1],
+        "flip": False,
+        "loss": "structure",
+        "checkpoint": "a=b.pth",
+    }
+    for wrong in ("method", "method="):
+        with pytest.raises(MatrixError, match=r"--only.*KEY=VALUE"):
+            filters([wrong])
+    with pytest.raises(MatrixError, match=r"--set.*KEY=VALUE"):
+        settings(["epochs"])
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--matrix", "smok"], "'smoke'"),
+        (["--only", "method=lorra"], "'lora'"),
+        (["--set", "epoch=3"], "'epochs'"),
+        (["--set", "image_size=100"], "16"),
+        (["--devices", "gpu"], "cpu:N"),
+        (["--set", "epochs=none"], "epochs"),
+    ],
+)
+def test_a_usage_error_is_one_message_and_nothing_is_written(three, capsys, more, expected):
+    assert main(words(three, *more)) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ")
+    assert expected in error
+    assert not (three.parent / "results").exists()
+
+
+def test_a_missing_dataset_stops_the_run_unless_told_otherwise(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("BENCH_DATA_ROOT", str(tmp_path / "data"))
+    matrix = write_matrix(tmp_path, '["lora"]')
+    matrix.write_text(matrix.read_text() + '[[cells]]\ndatasets = ["isic2017"]\nmethods = ["lora"]\n')
+    assert main(words(matrix, "--only", "dataset=isic2017")) == 2
+    shown = capsys.readouterr()
+    assert str(tmp_path / "data") in shown.out, "it says where it looked"
+    assert "--skip-missing" in shown.err
+    assert not (tmp_path / "results").exists()
+    assert main(words(matrix, "--only", "dataset=isic2017", "--skip-missing")) == 0
+    assert "executed 0 cells" in capsys.readouterr().out
+    (cell,) = Results(tmp_path / "results").cells()
+    assert cell.status()["state"] == "skipped"
+
+
+def test_a_reason_is_printed_as_it_is(three, capsys):
+    """Square brackets are no markup: they stand in many messages and paths."""
+    (first, *_) = expand(read(str(three)), precision="fp32")
+    folder = Results(three.parent / "results").cell(first.cell.id)
+    folder.create(first.cell, {})
+    folder.set_state("failed", reason="OSError: [/data/x.png] and [bold] are broken")
+    assert main(words(three, "--dry-run")) == 0
+    assert "OSError: [/data/x.png] and [bold] are broken" in capsys.readouterr().out
+
+
+class Tracker:
+    """Notes what a run tells MLflow's writer."""
+
+    seen: list[tuple]
+
+    def __init__(self, results: Path, *, uri: str | None, enabled: bool) -> None:
+        self.seen.append(("made", results, uri, enabled))
+
+    def start(self) -> None:
+        self.seen.append(("started",))
+
+    def cell_changed(self, cell: str) -> None:
+        self.seen.append(("changed", cell))
+
+    def close(self) -> str:
+        return "MLflow knows about it"
+
+
+@pytest.fixture
+def tracker(monkeypatch) -> list[tuple]:
+    monkeypatch.setattr(Tracker, "seen", [], raising=False)
+    monkeypatch.setattr(tracking, "Tracker", Tracker)
+    return Tracker.seen
+
+
+def when_claimed(folder: Path, do: Callable[[CellFolder, int], None]) -> threading.Thread:
+    """Calls ``do`` with the first cell that a process claims, and the process's id."""
+
+    def watch() -> None:
+        deadline = time.monotonic() + 60
+        while time.monotonic() < deadline:
+            for claim in folder.glob("cells/*/attempts/1/claim.json"):
+                do(CellFolder(claim.parents[2]), read_json(claim)["pid"])
+                return
+            time.sleep(0.02)
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    return thread
+
+
+def test_a_killed_cell_costs_one_cell_and_is_run_again_on_request_only(three, capsys, tracker):
+    """Four real cells: the first of three is killed, the others finish; later it is run again alone."""
+    results = Results(three.parent / "results")
+    killer = when_claimed(results.path, lambda cell, pid: os.kill(pid, signal.SIGKILL))
+    assert main(words(three)) == 1
+    killer.join()
+    shown = capsys.readouterr().out
+    first, *others = [entered.cell.id for entered in expand(read(str(three)), precision="fp32")]
+    states = {cell.id: cell.status()["state"] for cell in results.cells()}
+    assert states == {first: "failed", **dict.fromkeys(others, "done")}
+    assert "SIGKILL" in results.cell(first).status()["reason"]
+    assert re.search(rf"failed +{first}.*SIGKILL", shown)
+    for cell in others:
+        assert f"start   {cell} on cpu" in shown
+        assert re.search(rf"done +{cell} \d+s test: iou 0\.\d+", shown)
+        log = (results.cell(cell).path / "log.txt").read_text()
+        assert f"{cell} done" in log
+        assert "Traceback" not in log
+    assert "executed 3 cells: 2 done, 1 failed" in shown
+    assert "MLflow knows about it" in shown
+    made, started, *changed = tracker
+    assert made == ("made", results.path, None, False)
+    assert started == ("started",)
+    assert changed == [("changed", cell) for cell in (first, *others)]
+    untouched = {cell: (results.cell(cell).path / "result.json").stat().st_mtime_ns for cell in others}
+
+    assert main(words(three)) == 1, "not all cells are done"
+    shown = capsys.readouterr().out
+    assert "3 cells (2 done, 1 failed); 0 to run" in shown
+    assert "executed 0 cells" in shown
+    assert f"failed      {first}" in shown
+    assert "--rerun failed" in shown
+
+    assert main(words(three, "--rerun", "failed")) == 0
+    assert "executed 1 cells: 1 done" in capsys.readouterr().out
+    assert results.cell(first).result()["attempt"] == 2
+
+    assert main(words(three)) == 0
+    shown = capsys.readouterr().out
+    assert "3 cells (3 done); 0 to run" in shown
+    assert "executed 0 cells" in shown
+    assert untouched == {cell: (results.cell(cell).path / "result.json").stat().st_mtime_ns for cell in others}
+
+
+def start(matrix: Path) -> subprocess.Popen:
+    """A scheduler in a process of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "bench.run", *words(matrix)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def wait_for(what: Callable[[], object], seconds: float) -> object:
+    """The first true answer; fails after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not (answer := what()):
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.02)
+    return answer
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended; where nobody collects orphans it stays in the table."""
+    try:
+        return psutil.Process(pid).status() == psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return True
+
+
+def test_a_run_goes_on_after_ctrl_c_and_after_it_was_killed(tmp_path, capsys):
+    """One cell, started three times: interrupted in its training, orphaned in its start, and run to its end."""
+    matrix = write_matrix(tmp_path, '["decoder_only"]', epochs=12)
+    (entered,) = expand(read(str(matrix)), precision="fp32")
+    folder = Results(tmp_path / "results").cell(entered.cell.id)
+    attempts = folder.path / "attempts"
+
+    scheduler = start(matrix)
+    try:
+        wait_for(lambda: (read_json(attempts / "1" / "progress.json") or {}).get("step"), 60)
+        scheduler.send_signal(signal.SIGINT)
+        output, _ = scheduler.communicate(timeout=30)
+    finally:
+        scheduler.kill()
+    assert scheduler.returncode == 130, output
+    assert re.search(rf"interrupted +{folder.id}", output)
+    assert "the same command goes on from here" in output
+    assert "Traceback" not in output
+    assert read_json(folder.path / "status.json")["state"] == "interrupted"
+    assert gone(read_json(attempts / "1" / "claim.json")["pid"])
+
+    scheduler = start(matrix)
+    try:
+        cell = wait_for(
+            lambda: read_json(attempts / "2" / "claim.json") if attempts.joinpath("2").exists() else None, 60
+        )["pid"]
+        assert cell in [child.pid for child in psutil.Process(scheduler.pid).children(recursive=True)]
+    finally:
+        scheduler.kill()
+        scheduler.communicate()
+    wait_for(lambda: gone(cell), 5)
+    assert folder.status()["state"] == "interrupted"
+
+    assert main(words(matrix)) == 0
+    assert "executed 1 cells: 1 done" in capsys.readouterr().out
+    assert folder.result()["attempt"] == 3
+    assert folder.result()["training"]["steps"] == 24
+    assert len((folder.path / "history.jsonl").read_text().splitlines()) == 12, "nothing of earlier attempts is in it"
