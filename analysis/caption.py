@@ -34,7 +34,7 @@ def write(
         _images(all_used, entries),
     ]
     return Caption(
-        warnings=tuple([*_random(used), *_partial(source, used)]),
+        warnings=tuple([*_random(used), *_partial(source, used), *_caveats(used)]),
         text=" ".join(sentence for sentence in sentences if sentence),
         notes=tuple([*_stale(used, cells_of), *_imported(source, shown, cells_of), *_unfinished(cells_of)]),
     )
@@ -104,6 +104,15 @@ def _partial(source: Source, used: Sequence[Cell]) -> Iterator[str]:
     parts = [f"{data} trained on {n} of {available} images" for data, n, available in sorted(counts)]
     if parts or limits:
         yield f"PARTIAL DATA: {'; '.join([*parts, *limits])}."
+
+
+def _caveats(used: Sequence[Cell]) -> Iterator[str]:
+    """What the methods themselves want said beside their numbers."""
+    said = dict.fromkeys(
+        (caveat, cell.row) for cell in used for cell_caveats in [cell.caveats] for caveat in cell_caveats
+    )
+    for caveat in dict.fromkeys(caveat for caveat, _ in said):
+        yield f"{', '.join(row for other, row in said if other == caveat)}: {caveat}."
 
 
 def _stale(used: Sequence[Cell], cells_of: Mapping[str, Sequence[Cell]]) -> Iterator[str]:

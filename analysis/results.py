@@ -25,7 +25,7 @@ CELL_COLUMNS = (
     "id", "state", "kind", "seed", "setting", "method", "method_version", "parameters", "resolved_parameters",
     "dataset", "dataset_version", "dataset_parameters", "shots", "title", "stale", "random_backbone",
     "trainable", "total", "train_images", "train_images_available", "images", "dataset_metrics",
-    "imported", "provenance",
+    "imported", "provenance", "caveats",
 )  # fmt: skip
 SCORE_COLUMNS = ("id", "test_set", "protocol", "metric", "value")
 
@@ -145,9 +145,10 @@ def _read_cell(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "dataset_metrics": tuple(result["dataset_metrics"]),
     }
     if imported:
-        return cell | {"random_backbone": False, "provenance": result["imported"]}, result
+        return cell | {"random_backbone": False, "provenance": result["imported"], "caveats": ()}, result
     cell |= {
         "random_backbone": bool(result["random_backbone"]),
+        "caveats": tuple(result.get("caveats", ())),
         "trainable": result["parameters"]["trainable"],
         "total": result["parameters"]["total"],
         "train_images": result["training"]["train_images"],

@@ -173,6 +173,11 @@ class Method(BaseModel, abc.ABC):
     # Softmax ignores what is added to the scores of all keys alike.
     no_gradient: ClassVar[tuple[str, ...]] = (r"mask_decoder\..*k_proj\.bias",)
 
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        """What has to be said wherever its numbers stand, each a clause without a full stop."""
+        return ()
+
     def added_parameters(self, context: Context) -> int | None:
         """How many parameters it trains beside the mask decoder, by its own formula; None if it states none."""
         return None

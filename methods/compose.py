@@ -98,6 +98,10 @@ class Composition(SamMethod):
         """The exceptions of all parts."""
         return tuple(pattern for part in self.parts for pattern in part.no_gradient)
 
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(caveat for part in self.parts for caveat in part.caveats))
+
     def added_parameters(self, context: Context) -> int | None:
         own = [part.added_parameters(context) for part in self.parts]
         return None if None in own else sum(own)

@@ -16,21 +16,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
-from pydantic import model_validator
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import Context, Embedding, SamMethod, register
-from methods.sam.checkpoints import CheckpointError
+from methods.sam.checkpoints import CheckpointError, cache_folder
 from methods.sam.encoder import ImageEncoder
 from methods.sam.model import SamSegmenter
 from methods.sam.sizes import Size, size_of
 from methods.sam.weights import read_weights
 
 AUGREG = "timm/vit_tiny_patch16_224.augreg_in21k"
+FILE = "vit_tiny_patch16_224.augreg_in21k.safetensors"
 RANDOM_INSTEAD = 'Set side_weights = "random" to train the side network from scratch.'
 
 
@@ -81,8 +80,8 @@ class LST(SamMethod):
     """A trained side network of ViT-Tiny's size that reads the frozen backbone's global blocks.
 
     ``side_weights`` "augreg" starts its patch embedding, positions and blocks from timm's ViT-Tiny, pre-trained on
-    ImageNet-21k and Apache-2.0, downloaded or read from ``side_checkpoint``, a .safetensors or .pth file of it. That
-    one saw images normalised to -1..1; here it gets SAM's normalisation and adapts. Only sides as wide as it take it.
+    ImageNet-21k and Apache-2.0, downloaded into the cache or found there as :data:`FILE`. That one saw images
+    normalised to -1..1; here it gets SAM's normalisation and adapts. Only sides as wide as it take it.
     """
 
     title: ClassVar[str] = "LST"
@@ -90,13 +89,10 @@ class LST(SamMethod):
     paper_trainable_m: ClassVar[float | None] = 11.49
     starts_as_sam: ClassVar[bool] = True
     side_weights: Literal["random", "augreg"] = "random"
-    side_checkpoint: str | None = None
 
-    @model_validator(mode="after")
-    def _check_checkpoint(self) -> Self:
-        if self.side_checkpoint is not None and self.side_weights == "random":
-            raise ValueError('side_checkpoint is read with side_weights = "augreg" only; leave it out or set that')
-        return self
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        return ("its side network starts from random weights",) if self.side_weights == "random" else ()
 
     def added_parameters(self, context: Context) -> int:
         size = size_of(context.backbone)
@@ -114,19 +110,17 @@ class LST(SamMethod):
         sam.image_encoder.taps = size.global_blocks
         sam.side = SideNetwork(size, context.image_size)
         if self.side_weights == "augreg" and not sam.side.encoder.pos_embed.is_meta:  # counting needs no values
-            start_from_timm(sam.side.encoder, augreg_weights(self.side_checkpoint), self.side_checkpoint or AUGREG)
+            start_from_timm(sam.side.encoder, augreg_weights(), AUGREG)
 
 
-def augreg_weights(path: str | None) -> dict[str, Tensor]:
-    """The state dict of timm's pre-trained ViT-Tiny from a file, or downloaded into Hugging Face's cache.
+def augreg_weights() -> dict[str, Tensor]:
+    """The state dict of timm's pre-trained ViT-Tiny from the cache, or downloaded into Hugging Face's.
 
     Raises:
-        CheckpointError: no such file, or no download.
+        CheckpointError: it is not there and cannot be downloaded.
     """
-    if path is not None:
-        file = Path(path).expanduser()
-        if not file.is_file():
-            raise CheckpointError(f"side_checkpoint {path!r}: there is no file {file.absolute()}. {RANDOM_INSTEAD}")
+    file = cache_folder() / "checkpoints" / FILE
+    if file.is_file():
         return read_weights(file, None)
     from timm.models import load_state_dict_from_hf
 
@@ -136,7 +130,7 @@ def augreg_weights(path: str | None) -> dict[str, Tensor]:
         raise CheckpointError(
             f"cannot download {AUGREG} for the side network ({type(error).__name__}).\n"
             f"  Get the file by hand, https://huggingface.co/{AUGREG}/resolve/main/model.safetensors,\n"
-            f'  and name it with side_checkpoint = "/path/to/model.safetensors". {RANDOM_INSTEAD}'
+            f"  and save it as {file}. {RANDOM_INSTEAD}"
         ) from error
 
 

@@ -117,6 +117,10 @@ class SamZeroShot(Method):
     evidence: ClassVar[str] = "official code"
     prompt: Prompt = "none"
 
+    @property
+    def caveats(self) -> tuple[str, ...]:
+        return () if self.prompt == "none" else (f"oracle: its {self.prompt} is taken from the true mask",)
+
     def added_parameters(self, context: Context) -> int:
         return 0
 

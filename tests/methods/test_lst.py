@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from methods import Context, Model, create
 from methods.compose import ParameterError
-from methods.lst import AUGREG, side_size, start_from_timm
+from methods.lst import AUGREG, FILE, side_size, start_from_timm
 from methods.sam.checkpoints import CheckpointError
 from methods.sam.encoder import ImageEncoder
 from methods.sam.sizes import SIZES, Size
@@ -158,11 +158,23 @@ def test_blocks_from_timm_answer_as_timms_do(roughen: Callable) -> None:
         assert torch.allclose(ours.blocks[index](tokens)[0].flatten(1, 2), expected, atol=1e-4)
 
 
-def test_a_file_of_timms_weights_starts_the_side(vit_tiny: nn.Module, tmp_path: Path) -> None:
+@pytest.fixture
+def cached(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, vit_tiny: nn.Module) -> None:
+    """timm's weights in the cache."""
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
+    (tmp_path / "checkpoints").mkdir()
+    save_file(vit_tiny.state_dict(), tmp_path / "checkpoints" / FILE)
+
+
+@pytest.fixture
+def no_cache(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
+
+
+@pytest.mark.usefixtures("cached")
+def test_a_file_of_timms_weights_starts_the_side(vit_tiny: nn.Module) -> None:
     state = vit_tiny.state_dict()
-    save_file(state, tmp_path / "model.safetensors")
-    path = str(tmp_path / "model.safetensors")
-    random, loaded = build("vit_b"), build("vit_b", side_weights="augreg", side_checkpoint=path)
+    random, loaded = build("vit_b"), build("vit_b", side_weights="augreg")
     for name, value in map_by_hand(state).items():
         assert torch.equal(loaded.side.encoder.state_dict()[name], value), name
     # What no file knows is drawn alike.
@@ -172,16 +184,18 @@ def test_a_file_of_timms_weights_starts_the_side(vit_tiny: nn.Module, tmp_path: 
     assert loaded.count() == random.count()
 
 
+@pytest.mark.usefixtures("no_cache")
 def test_a_failed_download_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(name: str) -> dict[str, Tensor]:
         assert name == "timm/vit_tiny_patch16_224.augreg_in21k"
         raise ConnectionError("unreachable")
 
     monkeypatch.setattr("timm.models.load_state_dict_from_hf", no_network)
-    with pytest.raises(CheckpointError, match=r"augreg_in21k(?s:.)*side_checkpoint(?s:.)*side_weights = \"random\""):
+    with pytest.raises(CheckpointError, match=r"augreg_in21k(?s:.)*save it as(?s:.)*side_weights = \"random\""):
         build("vit_b", side_weights="augreg")
 
 
+@pytest.mark.usefixtures("no_cache")
 def test_the_download_is_asked_for_once_and_used(monkeypatch: pytest.MonkeyPatch, vit_tiny: nn.Module) -> None:
     monkeypatch.setattr("timm.models.load_state_dict_from_hf", lambda _: vit_tiny.state_dict())
     model = build("vit_b", side_weights="augreg")
@@ -206,16 +220,13 @@ def test_other_weights_are_refused(vit_tiny: nn.Module, change: Callable, messag
         start_from_timm(ImageEncoder(side_size(SIZES["vit_b"]), 64), state, "own.pth")
 
 
-def test_a_narrow_side_takes_no_vit_tiny(vit_tiny: nn.Module, tmp_path: Path) -> None:
-    torch.save(vit_tiny.state_dict(), tmp_path / "own.pth")
+@pytest.mark.usefixtures("cached")
+def test_a_narrow_side_takes_no_vit_tiny() -> None:
     with pytest.raises(CheckpointError, match=r"fits beside vit_b, vit_l and vit_h.*random"):
-        build("tiny", side_weights="augreg", side_checkpoint=str(tmp_path / "own.pth"))
+        build("tiny", side_weights="augreg")
 
 
-def test_parameters_that_make_no_sense(tmp_path: Path) -> None:
-    with pytest.raises(ParameterError, match="side_checkpoint is read with side_weights"):
-        create("lst", {"side_checkpoint": "own.pth"})
+def test_parameters_that_make_no_sense() -> None:
     with pytest.raises(ParameterError, match="side_weights = 'imagenet'"):
         create("lst", {"side_weights": "imagenet"})
-    with pytest.raises(CheckpointError, match=r"there is no file .*nowhere\.pth"):
-        build("vit_b", side_weights="augreg", side_checkpoint=str(tmp_path / "nowhere.pth"))
+    assert create("lst").caveats and not create("lst", {"side_weights": "augreg"}).caveats
