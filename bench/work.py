@@ -82,7 +82,7 @@ def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, w
         "resolved": cell.resolved(),
         "parameters": model.count(),
         "random_backbone": checkpoint.random,
-        "caveats": list(cell.method().caveats),
+        "caveats": list(cell.method().caveats(context)),
         "training": {
             **asdict(record),
             "train_images_available": len(splits["train"]) if model.trainable() else 0,

@@ -173,8 +173,7 @@ class Method(BaseModel, abc.ABC):
     # Softmax ignores what is added to the scores of all keys alike.
     no_gradient: ClassVar[tuple[str, ...]] = (r"mask_decoder\..*k_proj\.bias",)
 
-    @property
-    def caveats(self) -> tuple[str, ...]:
+    def caveats(self, context: Context) -> tuple[str, ...]:
         """What has to be said wherever its numbers stand, each a clause without a full stop."""
         return ()
 

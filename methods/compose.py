@@ -98,9 +98,8 @@ class Composition(SamMethod):
         """The exceptions of all parts."""
         return tuple(pattern for part in self.parts for pattern in part.no_gradient)
 
-    @property
-    def caveats(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(caveat for part in self.parts for caveat in part.caveats))
+    def caveats(self, context: Context) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(caveat for part in self.parts for caveat in part.caveats(context)))
 
     def added_parameters(self, context: Context) -> int | None:
         own = [part.added_parameters(context) for part in self.parts]

@@ -30,6 +30,7 @@ from methods.sam.weights import read_weights
 
 AUGREG = "timm/vit_tiny_patch16_224.augreg_in21k"
 FILE = "vit_tiny_patch16_224.augreg_in21k.safetensors"
+VIT_TINY_WIDTH = 192
 RANDOM_INSTEAD = 'Set side_weights = "random" to train the side network from scratch.'
 
 
@@ -38,7 +39,11 @@ def side_size(backbone: Size) -> Size:
 
     The side has as many global blocks as the backbone, evenly spread; window and patch are the backbone's.
     """
-    width, depth, fusions = min(192, backbone.width // 4), min(12, backbone.depth), len(backbone.global_blocks)
+    width, depth, fusions = (
+        min(VIT_TINY_WIDTH, backbone.width // 4),
+        min(12, backbone.depth),
+        len(backbone.global_blocks),
+    )
     return replace(
         backbone,
         width=width,
@@ -79,20 +84,26 @@ class SideNetwork(nn.Module):
 class LST(SamMethod):
     """A trained side network of ViT-Tiny's size that reads the frozen backbone's global blocks.
 
-    ``side_weights`` "augreg" starts its patch embedding, positions and blocks from timm's ViT-Tiny, pre-trained on
-    ImageNet-21k and Apache-2.0, downloaded into the cache or found there as :data:`FILE`. That one saw images
-    normalised to -1..1; here it gets SAM's normalisation and adapts. Only sides as wide as it take it.
+    ``side_weights`` "auto", the default, is "augreg" beside vit_b, vit_l and vit_h and "random" beside narrower
+    backbones, whose side is narrower than any pre-trained one. "augreg" starts its patch embedding, positions and
+    blocks from timm's ViT-Tiny, pre-trained on ImageNet-21k and Apache-2.0, downloaded into the cache or found there as
+    :data:`FILE`. That one saw images normalised to -1..1; here it gets SAM's normalisation and adapts.
     """
 
     title: ClassVar[str] = "LST"
     evidence: ClassVar[str] = "inferred"
     paper_trainable_m: ClassVar[float | None] = 11.49
     starts_as_sam: ClassVar[bool] = True
-    side_weights: Literal["random", "augreg"] = "random"
+    side_weights: Literal["auto", "augreg", "random"] = "auto"
 
-    @property
-    def caveats(self) -> tuple[str, ...]:
-        return ("its side network starts from random weights",) if self.side_weights == "random" else ()
+    def caveats(self, context: Context) -> tuple[str, ...]:
+        return () if self._pretrained(context) else ("its side network starts from random weights",)
+
+    def _pretrained(self, context: Context) -> bool:
+        """Whether the side starts from ViT-Tiny: a matter of settings, never of what can be downloaded today."""
+        if self.side_weights == "auto":
+            return side_size(size_of(context.backbone)).width == VIT_TINY_WIDTH
+        return self.side_weights == "augreg"
 
     def added_parameters(self, context: Context) -> int:
         size = size_of(context.backbone)
@@ -109,7 +120,7 @@ class LST(SamMethod):
         size = size_of(context.backbone)
         sam.image_encoder.taps = size.global_blocks
         sam.side = SideNetwork(size, context.image_size)
-        if self.side_weights == "augreg" and not sam.side.encoder.pos_embed.is_meta:  # counting needs no values
+        if self._pretrained(context) and not sam.side.encoder.pos_embed.is_meta:  # counting needs no values
             start_from_timm(sam.side.encoder, augreg_weights(), AUGREG)
 
 

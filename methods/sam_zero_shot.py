@@ -117,8 +117,7 @@ class SamZeroShot(Method):
     evidence: ClassVar[str] = "official code"
     prompt: Prompt = "none"
 
-    @property
-    def caveats(self) -> tuple[str, ...]:
+    def caveats(self, context: Context) -> tuple[str, ...]:
         return () if self.prompt == "none" else (f"oracle: its {self.prompt} is taken from the true mask",)
 
     def added_parameters(self, context: Context) -> int:

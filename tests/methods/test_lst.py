@@ -29,6 +29,7 @@ def vit_tiny() -> nn.Module:
 
 
 def build(backbone: str, image_size: int = 64, seed: int = 0, **parameters: object) -> Model:
+    parameters = {"side_weights": "random", **parameters}
     context = Context(backbone=backbone, checkpoint="none", image_size=image_size, seed=seed)
     return create("lst", parameters).build(context)
 
@@ -229,4 +230,11 @@ def test_a_narrow_side_takes_no_vit_tiny() -> None:
 def test_parameters_that_make_no_sense() -> None:
     with pytest.raises(ParameterError, match="side_weights = 'imagenet'"):
         create("lst", {"side_weights": "imagenet"})
-    assert create("lst").caveats and not create("lst", {"side_weights": "augreg"}).caveats
+
+
+def test_random_side_weights_are_said_wherever_they_are() -> None:
+    """The default starts from ViT-Tiny where the side is as wide, whatever can be downloaded today."""
+    wide, narrow = (Context(backbone=name, checkpoint="none", image_size=64) for name in ("vit_b", "tiny"))
+    assert not create("lst").caveats(wide)
+    assert "random weights" in create("lst").caveats(narrow)[0]
+    assert create("lst", {"side_weights": "random"}).caveats(wide) == create("lora+lst").caveats(narrow)
