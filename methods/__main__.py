@@ -36,11 +36,12 @@ def show(rows: Sequence[dict[str, Any]], backbone: str) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(box=None, header_style="bold", title=f"methods on {backbone}", title_justify="left")
-    for column, side in [("method", "left"), ("trainable", "right"), ("total", "right"), ("share %", "right")]:
+    title = f"methods on {backbone}; the paper's counts are for vit_h"
+    table = Table(box=None, header_style="bold", title=title, title_justify="left", padding=(0, 2, 0, 0))
+    for column, side in [("method", "left"), ("trainable", "right"), ("total", "right"), ("%", "right")]:
         table.add_column(column, justify=side, no_wrap=True)
-    table.add_column("paper (M, vit_h)", justify="right")
-    table.add_column("structure from")
+    table.add_column("paper M", justify="right", no_wrap=True)
+    table.add_column("structure", no_wrap=True)
     for row in rows:
         paper = "" if row["paper_trainable_m"] is None else f"{row['paper_trainable_m']:.2f}"
         numbers = f"{row['trainable']:,}", f"{row['total']:,}", f"{row['share_percent']:.2f}"

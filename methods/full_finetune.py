@@ -25,7 +25,7 @@ class FullFinetune(SamMethod):
     """Trains all of SAM, starting from its checkpoint."""
 
     title: ClassVar[str] = "Full fine-tuning"
-    evidence: ClassVar[str] = "no row of the paper"
+    evidence: ClassVar[str] = "not in the paper"
     starts_as_sam: ClassVar[bool] = True
 
     def added_parameters(self, context: Context) -> int:

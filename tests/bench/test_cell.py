@@ -40,6 +40,12 @@ PROMISED = {
 }
 
 
+def replace_method(cell: Cell, method: methods.Method) -> Cell:
+    """The same cell with another method."""
+    own = {"name": method.name, "version": method.version, "parameters": method.model_dump(exclude_defaults=True)}
+    return Cell({**cell.spec, "method": own})
+
+
 def tiny_cell(method: str = "conv_lora", **regime: object) -> Cell:
     """A cell of eight images that trains in a second or two."""
     dataset = datasets.load("shapes", train_images=8, validation_images=4, test_images=4, size=64)
@@ -369,3 +375,17 @@ def test_a_process_ends_with_whoever_holds_its_input(long_process):
     assert process.wait(10) == INTERRUPTED
     assert folder.status()["state"] == "interrupted"
     assert folder.claim().number == 2
+
+
+def test_what_trains_nothing_is_scored_only(tmp_path):
+    """Published SAM with an oracle's prompt: no steps, an empty delta, and its caveat on record."""
+    method = methods.create("sam_zero_shot", {"prompt": "box"})
+    folder = planned(tmp_path, replace_method(tiny_cell(), method))
+    assert start(folder) == 0
+    result = folder.result()
+    assert result["parameters"]["trainable"] == result["training"]["steps"] == result["training"]["train_images"] == 0
+    assert result["caveats"] == ["oracle: its box is taken from the true mask"]
+    assert (folder.path / "history.jsonl").read_text() == ""
+    scores = result["scores"]
+    assert start(folder, "--evaluate") == 0
+    assert folder.result()["scores"] == scores

@@ -1,0 +1,51 @@
+"""``python -m methods``: the list that people and scripts read."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from methods import registry
+from methods.__main__ import count, main
+
+# Printed by the paper (table 1), counted here.
+EXACT = {
+    "decoder_only": 3_505_536,
+    "bitfit": 3_957_888,
+    "adapter": 3_915_264,
+    "sam_adapter": 3_980_576,
+    "vpt": 3_997_056,
+    "lst": 11_494_464,
+    "ssf": 4_418_432,
+    "lora": 3_997_056,
+    "conv_lora": 4_020_096,
+    "scratch": 640_531_840,
+    "full_finetune": 640_531_840,
+    "sam_zero_shot": 0,
+}
+
+
+@pytest.mark.parametrize("name", registry.names())
+def test_counts_on_vit_h(name: str) -> None:
+    row = count(name, "vit_h")
+    assert row["trainable"] == EXACT[name]
+    paper = row["paper_trainable_m"]
+    assert paper is None or name == "scratch" or f"{row['trainable'] / 1e6:.2f}" == f"{paper:.2f}"
+
+
+def test_json(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--json", "--backbone", "tiny"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [row["name"] for row in rows] == registry.names()
+    keys = {"name", "trainable", "total", "share_percent", "paper_trainable_m", "evidence"}
+    assert all(set(row) == keys and row["evidence"] != "not stated" for row in rows)
+    assert all(row["share_percent"] == round(100 * row["trainable"] / row["total"], 4) for row in rows)
+
+
+def test_the_list_names_every_method(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--backbone", "vit_b"]) == 0
+    shown = capsys.readouterr().out
+    assert all(name in shown for name in registry.names())
+    assert main(["--backbone", "vit_x"]) == 2
+    assert "vit_b" in capsys.readouterr().err
