@@ -188,7 +188,7 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     """The command line of ``python -m bench.cell``."""
     parser = argparse.ArgumentParser(prog="python -m bench.cell", description=__doc__.split("\n\n")[0])
     parser.add_argument(
-        "id", help="a folder's name under results/cells; `python -m bench.run --matrix NAME --dry-run` makes them"
+        "id", help="a folder's name under results/cells, where `python -m bench.run --matrix NAME` plans them"
     )
     parser.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
     parser.add_argument("--data-root", type=Path, help="where datasets lie (default: $BENCH_DATA_ROOT)")

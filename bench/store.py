@@ -97,7 +97,7 @@ class Attempt:
         return bool(claim) and claim["host"] == socket.gethostname() and claim["pid"] == pid
 
     def ended(self) -> str | None:
-        """ "committed" or "revoked", None while it goes on."""
+        """How it ended, "committed" or "revoked"; None while it goes on."""
         path = self.path / "end"
         return path.read_text(encoding="utf-8") if path.exists() else None
 
@@ -191,7 +191,8 @@ class CellFolder:
         card = read_json(self.path / "cell.json")
         if card is None:
             raise FileNotFoundError(
-                f"no cell {self.id!r} in {self.path.parent}; `python -m bench.run --matrix NAME --dry-run` lists cells"
+                f"no cell {self.id!r} in {self.path.parent}; `python -m bench.run --matrix NAME` plans and runs cells, "
+                "with --dry-run it lists them"
             )
         return card
 
