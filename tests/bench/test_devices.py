@@ -45,7 +45,7 @@ LISTING = "GPU 0: NVIDIA A100-SXM4-40GB (UUID: GPU-5f2c)"
 def test_auto_takes_the_processor_where_there_is_no_card():
     (slot,) = slots()
     assert (slot.label, slot.device, slot.threads) == ("cpu", "cpu", 4)
-    assert slot.environment == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "4", "OMP_WAIT_POLICY": "PASSIVE"}
+    assert slot.environment == {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "4", "GOMP_SPINCOUNT": "10000"}
     assert slots("cpu") == [slot]
     assert precision_for([slot]) == "fp32"
 
