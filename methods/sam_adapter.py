@@ -89,7 +89,7 @@ class SAMAdapter(SamMethod):
     """Prompts made from patch embeddings and high frequencies, added to the input of every block."""
 
     title: ClassVar[str] = "SAM-Adapter"
-    evidence: ClassVar[str] = "official code, count"
+    evidence: ClassVar[str] = "official code"
     paper_trainable_m: ClassVar[float | None] = 3.98
     scale_factor: PositiveInt = 16
     freq_nums: float = Field(0.25, gt=0, lt=1)

@@ -67,7 +67,7 @@ class SSF(SamMethod):
     """
 
     title: ClassVar[str] = "SSF"
-    evidence: ClassVar[str] = "partly inferred"
+    evidence: ClassVar[str] = "inferred"
     paper_trainable_m: ClassVar[float | None] = 4.42
     decoder_mlp: bool = True
     neck: bool = False

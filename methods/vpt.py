@@ -42,7 +42,7 @@ class VPT(SamMethod):
     """Prompts of its own for every block; 12 tokens is the only number that gives the printed count."""
 
     title: ClassVar[str] = "VPT"
-    evidence: ClassVar[str] = "official code, count"
+    evidence: ClassVar[str] = "forced by count"
     paper_trainable_m: ClassVar[float | None] = 4.00
     num_tokens: PositiveInt = 12
 
