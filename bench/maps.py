@@ -18,7 +18,8 @@ from PIL import Image
 
 from bench.metrics import METRICS, Row, Scores, score_image
 from datasets import squash_map, squash_mask
-from datasets.pairing import THRESHOLD, Pair, list_files, pair_files, read_grey
+from datasets.encoding import THRESHOLD, grey
+from datasets.pairing import Pair, list_files, pair_files
 
 MAP_SUFFIXES = (".png", ".npy", ".tif", ".tiff")
 MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
@@ -143,10 +144,11 @@ def read_mask(path: Path) -> np.ndarray:
         ValueError: it holds 0 and 1 in place of 0 and 255.
         Exception: as in :func:`read_map`.
     """
-    grey = read_grey(path)
-    if 0 < grey.max() <= THRESHOLD:
-        raise ValueError(f"not 0 and 255: largest value {grey.max()}. Multiply masks of 0 and 1 by 255")
-    return (grey > THRESHOLD).astype(np.uint8)
+    with Image.open(path) as picture:
+        levels = grey(picture)
+    if 0 < levels.max() <= THRESHOLD:
+        raise ValueError(f"not 0 and 255: largest value {levels.max()}. Multiply masks of 0 and 1 by 255")
+    return (levels > THRESHOLD).astype(np.uint8)
 
 
 def _pair(predictions: Path, masks: Path) -> tuple[list[Pair], dict[str, list[str]]]:

@@ -121,7 +121,7 @@ def _score(
 ) -> tuple[dict[str, Any], Evaluation]:
     """The part of a result that an evaluation decides, and the evaluation."""
     dataset, began = cell.dataset(), time.perf_counter()
-    test_sets = {name: splits[name] for name in dataset.test_sets}
+    test_sets = {name: splits[name] for name in dataset.test_sets if name in splits}
     evaluation = evaluate(model, test_sets, machine, image_size=cell.spec["image_size"], watch=watcher.scoring)
     return {
         "scores": evaluation.scores,

@@ -4,7 +4,18 @@ One file a dataset; :mod:`datasets.base` holds the contract. The name is also th
 package: run from the project's folder, so that this one comes first.
 """
 
-from datasets.base import Dataset, DatasetBroken, DatasetMissing, Sample, Split, evidence, load, register, registry
+from datasets.base import (
+    Dataset,
+    DatasetBroken,
+    DatasetMissing,
+    Sample,
+    Split,
+    evidence,
+    load,
+    manifest,
+    register,
+    registry,
+)
 from datasets.few_shot import few_shot
 from datasets.squash import squash_image, squash_map, squash_mask
 
@@ -17,6 +28,7 @@ __all__ = [
     "evidence",
     "few_shot",
     "load",
+    "manifest",
     "register",
     "registry",
     "squash_image",

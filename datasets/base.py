@@ -126,9 +126,17 @@ class Dataset(BaseModel, ABC):
         """How many mask channels a model needs: 1 for a binary dataset, else one a class."""
         return len(self.classes) or 1
 
+    def find(self, root: Path | None = None) -> Any:
+        """Where its files lie, by names alone (:class:`datasets.layout.Found`); None for a generated dataset.
+
+        Raises:
+            DatasetMissing: see :meth:`open`.
+        """
+        return None
+
     @abstractmethod
     def open(self, root: Path | None = None, *, allow_broken: bool = False) -> dict[str, Split]:
-        """The splits ``train``, ``validation`` and each of ``test_sets``.
+        """The splits ``train``, ``validation`` and those of ``test_sets`` that are there, one at least.
 
         Args:
             root: the folder that holds the dataset's folder, or that folder itself; the environment's
@@ -173,6 +181,14 @@ def _parameter_message(kind: type[Dataset], error: ValidationError) -> str:
             lines.append(f"parameter {parameter!r} cannot be {problem['input']!r}: {problem['msg']}.")
     allowed = ", ".join(f"{field}={info.default!r}" for field, info in fields.items()) or "none"
     return f"dataset {kind.name!r}: {' '.join(lines)} Parameters and their defaults: {allowed}."
+
+
+def manifest(splits: Mapping[str, Split]) -> dict[str, list[list[str]]]:
+    """The identifier and the content digest of every sample of each split, in order."""
+    return {
+        name: [[identifier, split.digest(index)] for index, identifier in enumerate(split.identifiers)]
+        for name, split in splits.items()
+    }
 
 
 def evidence(splits: Mapping[str, Split]) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from functools import cache
 
 import numpy as np
 
 from datasets.base import IGNORE, Split
+from datasets.splitting import rank
 
 
 def few_shot(split: Split, shots: int, seed: int, num_classes: int) -> Split:
@@ -23,7 +23,7 @@ def few_shot(split: Split, shots: int, seed: int, num_classes: int) -> Split:
     """
     if shots < 1:
         raise ValueError(f"shots = {shots}: a few-shot set needs at least 1 image a class")
-    order = sorted(range(len(split)), key=lambda index: _rank(split.identifiers[index], seed))
+    order = sorted(range(len(split)), key=lambda index: rank(split.identifiers[index], seed))
 
     @cache
     def held(index: int) -> frozenset[int]:
@@ -40,7 +40,3 @@ def few_shot(split: Split, shots: int, seed: int, num_classes: int) -> Split:
                 )
             del left[chosen]
     return split.subset(sorted(set(order) - set(left)))
-
-
-def _rank(identifier: str, seed: int) -> bytes:
-    return hashlib.sha256(f"{seed} {identifier}".encode()).digest()

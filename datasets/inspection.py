@@ -15,87 +15,142 @@ import hashlib
 import io
 import json
 import os
+import sys
 import tempfile
+import time
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 from PIL import Image
 
-_FORMAT = 1
+from datasets.encoding import Encoding, Histogram, histogram
+
+_FORMAT = 2
 _THREADS = 4
+_QUIET_SECONDS = 5
 
 Stamp = tuple[str, int, int]
 """A file's path below its dataset's folder, its size, and its time of change in nanoseconds."""
 
 
 class Inspected(NamedTuple):
-    """A file's digest, its picture's size in pixels and largest grey value, or else what is wrong with it."""
+    """What one file holds, or else what is wrong with it.
+
+    Attributes:
+        sha256: of the file.
+        width, height: of the picture in pixels.
+        mode: Pillow's name for how it stores colours.
+        levels: of a mask: how many pixels have each level (:mod:`datasets.encoding`).
+        white: of an image: the share of pure white, where aerial tiles hold no data.
+        fingerprint: of an image: 256 bits in hexadecimal that hardly change with size, compression or
+            brightness: whether each of 16 x 16 cells is brighter than its right neighbour.
+        problem: why it cannot be used.
+    """
 
     sha256: str = ""
     width: int = 0
     height: int = 0
-    brightest: int = 0
+    mode: str = ""
+    levels: Histogram = ()
+    white: float = 0.0
+    fingerprint: str = ""
     problem: str = ""
 
 
-def inspect_files(name: str, base: Path, files: Iterable[Path]) -> dict[Path, Inspected]:
-    """What each of ``files`` holds; all of them lie below ``base``, the folder of the dataset ``name``."""
+def inspect_files(
+    name: str, base: Path, images: Iterable[Path], masks: Iterable[Path], encoding: Encoding
+) -> dict[Path, Inspected]:
+    """What each of these files holds; all of them lie below ``base``, the folder of the dataset ``name``."""
     memory = _Memory(name, base)
     results: dict[Path, Inspected] = {}
-    new: dict[Path, Stamp] = {}
-    for path in files:
+    new: dict[tuple[Path, str], Stamp] = {}
+    for path, key in [*((path, "image") for path in images), *((path, encoding.key) for path in masks)]:
         try:
             stat = os.stat(path)
         except OSError as error:
             results[path] = _unreadable(error)
             continue
         stamp = (path.relative_to(base).as_posix(), stat.st_size, stat.st_mtime_ns)
-        known = memory.recall(stamp)
+        known = memory.recall(stamp, key)
         if known:
             results[path] = known
         else:
-            new[path] = stamp
+            new[path, key] = stamp
     if new:
-        with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-            results.update(zip(new, pool.map(inspect_file, new), strict=True))
-        memory.save({stamp: results[path] for path, stamp in new.items() if not results[path].problem})
+        found = _inspect_all(name, new, encoding)
+        results |= {path: inspected for (path, _), inspected in found.items()}
+        memory.save({(stamp, key): found[path, key] for (path, key), stamp in new.items()})
     return results
 
 
-def inspect_file(path: Path) -> Inspected:
-    """Read, hash and decode one picture."""
+def _inspect_all(name: str, files: Iterable[tuple[Path, str]], encoding: Encoding) -> dict[tuple[Path, str], Inspected]:
+    """Inspect on several threads, as Pillow decodes without the interpreter's lock; say how far it is."""
+    files = list(files)
+    start = shown = time.monotonic()
+    found = {}
+    with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
+        inspect = [
+            pool.submit(inspect_image, path) if key == "image" else pool.submit(inspect_mask, path, encoding)
+            for path, key in files
+        ]
+        for done, (file, future) in enumerate(zip(files, inspect, strict=True), 1):
+            found[file] = future.result()
+            if time.monotonic() - shown > _QUIET_SECONDS:
+                shown = time.monotonic()
+                left = (shown - start) / done * (len(files) - done)
+                print(
+                    f"{name}: looked at {done:,} of {len(files):,} files, {left:.0f} s left (only the first time)",
+                    file=sys.stderr,
+                    flush=True,
+                )
+    return found
+
+
+def inspect_image(path: Path) -> Inspected:
+    """Read, hash and decode one image. A JPEG is decoded at an eighth of its size, which reads all of it."""
+    return _inspect(path, _look_at_image)
+
+
+def inspect_mask(path: Path, encoding: Encoding) -> Inspected:
+    """Read, hash and decode one mask."""
+    return _inspect(path, lambda picture: {"levels": histogram(encoding.levels(picture))})
+
+
+def _inspect(path: Path, look: Callable[[Image.Image], dict]) -> Inspected:
     try:
         content = path.read_bytes()
     except OSError as error:
         return _unreadable(error)
     digest = hashlib.sha256(content).hexdigest()
     try:
-        return Inspected(digest, *_decode(content))
+        with Image.open(io.BytesIO(content)) as picture:
+            kind = picture.format
+            picture.verify()
+        if kind in ("JPEG", "MPO") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
+            raise ValueError("it is cut short or overwritten, its end is missing")
+        with Image.open(io.BytesIO(content)) as picture:
+            (width, height), mode = picture.size, picture.mode
+            return Inspected(digest, width, height, mode, **look(picture))
     except Image.UnidentifiedImageError:
         return Inspected(digest, problem="is no picture" if content else "is empty")
     except Exception as error:  # a damaged file makes Pillow's parsers raise almost anything
         return Inspected(digest, problem=str(error) or repr(error))
 
 
+def _look_at_image(picture: Image.Image) -> dict:
+    picture.draft("L", (max(1, picture.width // 8), max(1, picture.height // 8)))
+    grey = picture.convert("L")
+    small = np.asarray(grey.resize((17, 16), Image.Resampling.BOX), dtype=np.int16)
+    bits = np.packbits(small[:, :-1] > small[:, 1:])
+    return {"white": round(float((np.asarray(grey) == 255).mean()), 4), "fingerprint": bits.tobytes().hex()}
+
+
 def _unreadable(error: OSError) -> Inspected:
     return Inspected(problem=f"cannot be read: {error.strerror or error}")
-
-
-def _decode(content: bytes) -> tuple[int, int, int]:
-    """Width, height and largest grey value. A JPEG is decoded at an eighth of its size, which reads all of it."""
-    with Image.open(io.BytesIO(content)) as picture:
-        kind = picture.format
-        picture.verify()
-    if kind in ("JPEG", "MPO") and content.rfind(b"\xff\xd9") < content.rfind(b"\xff\xda"):
-        raise ValueError("it is cut short or overwritten, its end is missing")
-    with Image.open(io.BytesIO(content)) as picture:
-        width, height = picture.size
-        picture.draft("L", (max(1, width // 8), max(1, height // 8)))
-        _, brightest = picture.convert("L").getextrema()
-    return width, height, brightest
 
 
 class _Memory:
@@ -111,13 +166,18 @@ class _Memory:
         except (OSError, ValueError, KeyError, TypeError):
             self._entries = {}
 
-    def recall(self, stamp: Stamp) -> Inspected | None:
+    def recall(self, stamp: Stamp, key: str) -> Inspected | None:
         path, *change = stamp
         entry = self._entries.get(path)
-        return Inspected(*entry[2:]) if entry and entry[:2] == change else None
+        if not entry or entry[:3] != [*change, key]:
+            return None
+        known = Inspected(*entry[3:])
+        return known._replace(levels=tuple((level, pixels) for level, pixels in known.levels))
 
-    def save(self, results: dict[Stamp, Inspected]) -> None:
-        self._entries |= {path: [*change, *inspected[:-1]] for (path, *change), inspected in results.items()}
+    def save(self, results: dict[tuple[Stamp, str], Inspected]) -> None:
+        for ((path, *change), key), inspected in results.items():
+            if not inspected.problem:
+                self._entries[path] = [*change, key, *inspected[:-1]]
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(dir=self._file.parent, suffix=".tmp")

@@ -15,7 +15,7 @@ from pathlib import Path
 from torch import Tensor
 
 from bench.registry import UnknownName
-from methods.sam.download import DownloadError, Progress, download
+from bench.download import DownloadError, Progress, download
 from methods.sam.sizes import size_of
 from methods.sam.weights import CheckpointError, Shapes, looks_like, read_weights
 

@@ -14,7 +14,9 @@ import pytest
 from PIL import Image
 
 from datasets import evidence, inspection, load
-from datasets.inspection import inspect_file, inspect_files
+from datasets.encoding import threshold
+from datasets.inspection import inspect_files as inspect_both
+from datasets.inspection import inspect_image, inspect_mask
 
 
 @pytest.fixture(autouse=True)
@@ -23,16 +25,21 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
+def inspect_files(name: str, base: Path, images: list[Path]) -> dict[Path, inspection.Inspected]:
+    return inspect_both(name, base, images, [], threshold())
+
+
 @pytest.fixture
 def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that were decoded."""
     names: list[str] = []
 
-    def counted(path: Path) -> inspection.Inspected:
+    def counted(path: Path, *encoding) -> inspection.Inspected:
         names.append(path.name)
-        return inspect_file(path)
+        return inspect_mask(path, *encoding) if encoding else inspect_image(path)
 
-    monkeypatch.setattr(inspection, "inspect_file", counted)
+    monkeypatch.setattr(inspection, "inspect_image", counted)
+    monkeypatch.setattr(inspection, "inspect_mask", counted)
     return names
 
 
@@ -63,7 +70,7 @@ DAMAGE = {
 def test_damage_is_found(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_bytes(DAMAGE[kind])
-    found = inspect_file(path)
+    found = inspect_image(path)
     assert found.problem
     assert found.sha256 == hashlib.sha256(DAMAGE[kind]).hexdigest()
 
@@ -76,7 +83,7 @@ def test_sound_files_are_measured(format_: str, options: dict, tmp_path: Path) -
     content = encoded(format_, **options)
     path = tmp_path / "file"
     path.write_bytes(content)
-    found = inspect_file(path)
+    found = inspect_image(path)
     assert found.problem == ""
     assert (found.width, found.height) == (160, 120)
     assert found.sha256 == hashlib.sha256(content).hexdigest()
@@ -85,7 +92,7 @@ def test_sound_files_are_measured(format_: str, options: dict, tmp_path: Path) -
 def test_bytes_after_the_end_of_a_jpeg_are_no_damage(tmp_path: Path) -> None:
     path = tmp_path / "file.jpg"
     path.write_bytes(JPEG + bytes(500))
-    assert inspect_file(path).problem == ""
+    assert inspect_image(path).problem == ""
 
 
 def test_unreadable_file_is_a_problem(tmp_path: Path) -> None:

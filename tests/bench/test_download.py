@@ -18,7 +18,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from methods.sam.download import DownloadError, ProgressLine, download
+from bench.download import DownloadError, ProgressLine, download
 
 CONTENT = np.random.default_rng(0).bytes(3_000_000)
 SHA256 = hashlib.sha256(CONTENT).hexdigest()
@@ -176,7 +176,7 @@ def test_errors_that_stay_end_it(server: Server, target: Path, code: int, reques
 
 def test_pauses_between_attempts_grow(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pauses: list[float] = []
-    monkeypatch.setattr("methods.sam.download.time.sleep", pauses.append)
+    monkeypatch.setattr("bench.download.time.sleep", pauses.append)
     server.errors = [503] * 10
     with pytest.raises(DownloadError):
         get(server, target, pause=1.0)
@@ -278,7 +278,7 @@ def test_threads_that_want_the_same_file_download_it_once(server: Server, target
 CHILD = """
 import sys
 from pathlib import Path
-from methods.sam.download import download
+from bench.download import download
 download(sys.argv[1], Path(sys.argv[2]), size=int(sys.argv[3]), sha256="")
 """
 

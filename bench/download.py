@@ -1,6 +1,6 @@
 """One large file from the network: whole and verified under its name, or not there at all.
 
-SAM's checkpoints are 0.4 to 2.6 GB and many cells may ask for the same one at once, so a download goes on
+Checkpoints and datasets are gigabytes and many processes may ask for the same one at once, so a download goes on
 where the last one stopped, one process downloads while the others wait, and the file gets its name only
 after its SHA-256 was found right.
 """

@@ -1,0 +1,198 @@
+"""How the pixels of a mask file become class indices.
+
+Published masks are grey with noise, red on black, palette indices or a colour a class; copies differ
+again. A dataset states its encoding once, for all of its files: guessing it file by file would turn one
+blank or noisy mask into another task. An encoding has two steps, from a picture to levels 0..255 and from
+levels to classes, so that one histogram of levels tells all about a file's classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import numpy as np
+from PIL import Image
+
+from datasets.base import IGNORE
+
+THRESHOLD = 127
+"""Grey values above it are foreground: copies of 0/255 masks hold noise near both ends."""
+
+UNKNOWN = -1
+"""Stands for a level that an encoding gives no class."""
+
+Histogram = Sequence[tuple[int, int]]
+"""Levels and how many pixels have them, without the levels that do not occur."""
+
+
+class UnknownColour(ValueError):
+    """A mask holds values or colours that its dataset's encoding does not name."""
+
+
+def grey(picture: Image.Image) -> np.ndarray:
+    """Grey levels; a palette's colours count, its indices do not, and transparency is dropped."""
+    return np.asarray(picture.convert("L"))
+
+
+def brightest_channel(picture: Image.Image) -> np.ndarray:
+    """The largest of red, green and blue."""
+    return np.asarray(picture.convert("RGB")).max(axis=-1)
+
+
+def channel_mean(picture: Image.Image) -> np.ndarray:
+    """The mean of red, green and blue, rounded down (Trans10K: red is 85, white is 255)."""
+    return (np.asarray(picture.convert("RGB")).sum(axis=-1, dtype=np.uint16) // 3).astype(np.uint8)
+
+
+def index(picture: Image.Image) -> np.ndarray:
+    """The stored values of a palette or grey picture, whatever the palette shows.
+
+    Raises:
+        UnknownColour: a picture of colours, which has no indices.
+    """
+    if picture.mode not in ("P", "L", "1"):
+        raise UnknownColour(f"its mode is {picture.mode}, where class indices need a palette or grey picture")
+    return np.asarray(picture).astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Palette:
+    """Indices of a palette or grey picture, or of a coloured copy by its exact colours.
+
+    Pillow's own conversion to a palette would choose the colours anew.
+    """
+
+    colours: tuple[tuple[int, int, int], ...]
+
+    @property
+    def __name__(self) -> str:
+        return f"palette{self.colours}"
+
+    def __call__(self, picture: Image.Image) -> np.ndarray:
+        """Raises UnknownColour for a colour that is not in the list."""
+        if picture.mode in ("P", "L", "1"):
+            return index(picture)
+        rgb = np.asarray(picture.convert("RGB")).astype(np.uint32)
+        code = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
+        known = np.array([r << 16 | g << 8 | b for r, g, b in self.colours], dtype=np.uint32)
+        order = np.argsort(known)
+        place = np.searchsorted(known, code, sorter=order).clip(max=len(known) - 1)
+        found = order[place]
+        odd = code[known[found] != code]
+        if odd.size:
+            colour = int(odd[0])
+            raise UnknownColour(
+                f"{odd.size} pixels have colours of no class, the first is "
+                f"({colour >> 16}, {colour >> 8 & 255}, {colour & 255})"
+            )
+        return found.astype(np.uint8)
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """What a dataset's mask files hold. Made by the functions below.
+
+    Attributes:
+        levels: from a picture to levels (H, W) in uint8; a function of a module, so that it can travel to
+            worker processes.
+        classes: the class of each of the 256 levels, :data:`UNKNOWN` where there is none.
+        rule: the rule in words, for messages.
+        binary: the classes are background and foreground by a threshold, so that a copy of 0 and 1 means
+            0 and 255.
+    """
+
+    levels: Callable[[Image.Image], np.ndarray]
+    classes: tuple[int, ...] = field(repr=False)
+    rule: str
+    binary: bool = False
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        return np.array(self.classes, dtype=np.int16)
+
+    @property
+    def key(self) -> str:
+        """Names what was read from a file: histograms of the same key can be used again."""
+        return self.levels.__name__
+
+    def decode(self, picture: Image.Image) -> np.ndarray:
+        """Class indices (H, W) in uint8.
+
+        Raises:
+            UnknownColour: values without a class.
+        """
+        found = self._table[self.levels(picture)]
+        if found.min(initial=0) == UNKNOWN:
+            self.check(histogram(self.levels(picture)))
+        return found.astype(np.uint8)
+
+    def check(self, levels: Histogram) -> None:
+        """Raises UnknownColour if some of these levels have no class."""
+        odd = [(level, pixels) for level, pixels in levels if self.classes[level] == UNKNOWN]
+        if odd:
+            values = ", ".join(str(level) for level, _ in odd[:8]) + (", ..." if len(odd) > 8 else "")
+            pixels = sum(pixels for _, pixels in odd)
+            raise UnknownColour(f"{pixels} pixels have a value of no class: {values} ({self.rule})")
+
+    def count(self, levels: Histogram) -> dict[int, int]:
+        """Pixels of each class, :data:`IGNORE` among them, of a file with these levels."""
+        counts: dict[int, int] = {}
+        for level, pixels in levels:
+            label = self.classes[level]
+            counts[label] = counts.get(label, 0) + pixels
+        return counts
+
+    def erases(self, levels: Histogram) -> bool:
+        """Whether the rule finds background only in a binary mask that does hold other values."""
+        return self.binary and set(self.count(levels)) <= {0} and any(level for level, _ in levels)
+
+    def fitted(self, levels: Iterable[int]) -> Encoding:
+        """The encoding for a copy whose masks together hold these levels: 0 and 1 in place of 0 and 255 are read so."""
+        if self.binary and set(levels) == {0, 1}:
+            return replace(self, classes=_threshold(0), rule="foreground is above 0, as this copy holds 0 and 1 only")
+        return self
+
+
+def histogram(levels: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """The levels that occur and their pixels."""
+    counts = np.bincount(levels.ravel(), minlength=256)
+    return tuple((int(level), int(counts[level])) for level in np.flatnonzero(counts))
+
+
+def _threshold(above: int) -> tuple[int, ...]:
+    return tuple(int(level > above) for level in range(256))
+
+
+def threshold(above: int = THRESHOLD) -> Encoding:
+    """Binary masks: grey levels greater than ``above`` are foreground."""
+    return Encoding(grey, _threshold(above), f"foreground is above {above}", binary=True)
+
+
+def marked() -> Encoding:
+    """Binary masks: any pixel that is not black is foreground, such as the dark red (128, 0, 0) of VOC's palette."""
+    return Encoding(brightest_channel, _threshold(0), "foreground is every colour but black", binary=True)
+
+
+def indexed(
+    classes: int, *, ignore: Iterable[int] = (IGNORE,), colours: Sequence[tuple[int, int, int]] | None = None
+) -> Encoding:
+    """Class indices 0..classes-1 in palette or grey files, :data:`IGNORE` for the values in ``ignore``.
+
+    Args:
+        colours: of the classes in their order, to read coloured copies too.
+    """
+    values = {label: label for label in range(classes)} | dict.fromkeys(ignore, IGNORE)
+    levels = Palette(tuple(colours)) if colours else index
+    return Encoding(levels, _table_of(values), f"classes are 0 to {classes - 1}, ignored are {sorted(ignore)}")
+
+
+def valued(values: Mapping[int, int], *, levels: Callable[[Image.Image], np.ndarray] = grey) -> Encoding:
+    """Some levels stand for a class each, and no other occurs: ``{0: 0, 128: 1, 255: 2}``."""
+    named = ", ".join(f"{level} is class {label}" for level, label in values.items())
+    return Encoding(levels, _table_of(values), named)
+
+
+def _table_of(values: Mapping[int, int]) -> tuple[int, ...]:
+    return tuple(values.get(level, UNKNOWN) for level in range(256))
