@@ -153,6 +153,11 @@ class Layout:
     arrange: Arrange = as_found
     note: str = ""
 
+    @property
+    def nameless(self) -> bool:
+        """Whether it consists of lists such as train.csv, which say nothing about the dataset they belong to."""
+        return all(isinstance(part, Listing) for parts in self.parts.values() for part in parts)
+
 
 @dataclass(frozen=True)
 class Found:
@@ -201,9 +206,12 @@ def locate(
     attempts = []
     for base in _candidates((name, *aliases), root):
         lacking = []
+        named = base.resolve().name.lower() in {known.lower() for known in (name, *aliases)}
         for layout in layouts:
             found, lacks = _read(base, layout, split_seed)
-            if found:
+            if found and layout.nameless and not named:
+                lacks = [f"the name {name}, without which its lists may be another dataset's"]
+            elif found:
                 return found
             lacking.append(lacks)
         nearest = min(lacking, key=len)
@@ -226,7 +234,8 @@ def _read(base: Path, layout: Layout, split_seed: int) -> tuple[Found | None, li
             problems += [problem for _, found in read for problem in found]
             problems += _twice(parts[part])
         elif part not in layout.optional:
-            lacks += [path for source in sources for path in source.lacks(base)]
+            absent = [source for source, found in zip(sources, read, strict=True) if not found]
+            lacks += [path for source in absent for path in source.lacks(base) or source.expected()]
     if lacks:
         return None, lacks
     splits = layout.arrange(parts, split_seed)
