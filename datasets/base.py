@@ -64,6 +64,10 @@ class Split(ABC):
         content.update(np.ascontiguousarray(mask))
         return content.hexdigest()
 
+    def labels(self, index: int) -> frozenset[int]:
+        """The classes that the sample holds, the background among them and :data:`IGNORE` not."""
+        return frozenset(np.unique(self.mask(index)).tolist()) - {IGNORE}
+
     def __len__(self) -> int:
         return len(self.identifiers)
 
@@ -90,6 +94,9 @@ class _Subset(Split):
 
     def digest(self, index: int) -> str:
         return self._whole.digest(self._indices[index])
+
+    def labels(self, index: int) -> frozenset[int]:
+        return self._whole.labels(self._indices[index])
 
     def __getitem__(self, index: int) -> Sample:
         return self._whole[self._indices[index]]
@@ -178,7 +185,8 @@ def _parameter_message(kind: type[Dataset], error: ValidationError) -> str:
             near = difflib.get_close_matches(parameter, fields, n=1, cutoff=0.5)
             lines.append(f"unknown parameter {parameter!r}." + (f" Did you mean {near[0]!r}?" if near else ""))
         else:
-            lines.append(f"parameter {parameter!r} cannot be {problem['input']!r}: {problem['msg']}.")
+            reason = problem["msg"].removeprefix("Value error, ")
+            lines.append(f"parameter {parameter!r} cannot be {problem['input']!r}: {reason}.")
     allowed = ", ".join(f"{field}={info.default!r}" for field, info in fields.items()) or "none"
     return f"dataset {kind.name!r}: {' '.join(lines)} Parameters and their defaults: {allowed}."
 
@@ -194,19 +202,14 @@ def manifest(splits: Mapping[str, Split]) -> dict[str, list[list[str]]]:
 def evidence(splits: Mapping[str, Split]) -> dict[str, Any]:
     """What a result was made from, to be stored with it and compared later.
 
-    ``data`` is a digest of the samples' content and ``split`` one of which identifiers each split holds,
-    in order; ``images`` counts them. Neither depends on where the files lie.
+    ``data`` has one digest for each split, over the lines "identifier digest" of its :func:`manifest`: split by
+    split, so that a further test set changes nothing for a training. ``images`` counts the samples. Neither
+    depends on where the files lie.
     """
-    samples = {
-        f"{identifier} {split.digest(index)}"
-        for split in splits.values()
-        for index, identifier in enumerate(split.identifiers)
-    }
-    listing = [f"{name} {identifier}" for name in sorted(splits) for identifier in splits[name].identifiers]
+    listed = manifest(splits)
     return {
-        "data": _digest(sorted(samples)),
-        "split": _digest(listing),
-        "images": {name: len(split) for name, split in splits.items()},
+        "data": {name: _digest([" ".join(sample) for sample in samples]) for name, samples in listed.items()},
+        "images": {name: len(samples) for name, samples in listed.items()},
     }
 
 

@@ -42,8 +42,17 @@ def brightest_channel(picture: Image.Image) -> np.ndarray:
 
 
 def channel_mean(picture: Image.Image) -> np.ndarray:
-    """The mean of red, green and blue, rounded down (Trans10K: red is 85, white is 255)."""
-    return (np.asarray(picture.convert("RGB")).sum(axis=-1, dtype=np.uint16) // 3).astype(np.uint8)
+    """The mean of red, green and blue (Trans10K: red is 85, white is 255).
+
+    Raises:
+        UnknownColour: a mean that is no whole number.
+    """
+    rgb = np.asarray(picture.convert("RGB"))
+    means, rest = np.divmod(rgb.sum(axis=-1, dtype=np.uint16), 3)
+    if rest.any():
+        colour = tuple(rgb[rest > 0][0].tolist())
+        raise UnknownColour(f"{np.count_nonzero(rest)} pixels have colours of no class, the first is {colour}")
+    return means.astype(np.uint8)
 
 
 def index(picture: Image.Image) -> np.ndarray:
@@ -176,7 +185,7 @@ def marked() -> Encoding:
 
 
 def indexed(
-    classes: int, *, ignore: Iterable[int] = (IGNORE,), colours: Sequence[tuple[int, int, int]] | None = None
+    classes: int, *, ignore: Sequence[int] = (IGNORE,), colours: Sequence[tuple[int, int, int]] | None = None
 ) -> Encoding:
     """Class indices 0..classes-1 in palette or grey files, :data:`IGNORE` for the values in ``ignore``.
 
@@ -185,7 +194,8 @@ def indexed(
     """
     values = {label: label for label in range(classes)} | dict.fromkeys(ignore, IGNORE)
     levels = Palette(tuple(colours)) if colours else index
-    return Encoding(levels, _table_of(values), f"classes are 0 to {classes - 1}, ignored are {sorted(ignore)}")
+    ignored = f", ignored is {' and '.join(map(str, sorted(ignore)))}" if ignore else ""
+    return Encoding(levels, _table_of(values), f"classes are 0 to {classes - 1}{ignored}")
 
 
 def valued(values: Mapping[int, int], *, levels: Callable[[Image.Image], np.ndarray] = grey) -> Encoding:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-import numpy as np
-
-from datasets.base import IGNORE, Split
+from datasets.base import Split
 from datasets.splitting import rank
 
 
@@ -16,27 +14,23 @@ def few_shot(split: Split, shots: int, seed: int, num_classes: int) -> Split:
     The images are tried in an order that only their identifiers and ``seed`` decide. Round by round, each
     class takes the first one left that holds it: so an image counts for one class only, and a smaller set
     lies within every larger one. For a binary dataset these are ``shots`` images that hold foreground.
-    Masks are read only until every class has its images.
 
     Raises:
         ValueError: ``shots`` is not positive, or a class is in too few images.
     """
     if shots < 1:
         raise ValueError(f"shots = {shots}: a few-shot set needs at least 1 image a class")
-    order = sorted(range(len(split)), key=lambda index: rank(split.identifiers[index], seed))
-
-    @cache
-    def held(index: int) -> frozenset[int]:
-        return frozenset(np.unique(split.mask(index)).tolist()) - {0, IGNORE}
-
-    left = dict.fromkeys(order)
+    # Where no inspection knows them, the classes of an image are those of its mask, which is read once.
+    held = cache(split.labels)
+    left = dict.fromkeys(sorted(range(len(split)), key=lambda index: rank(split.identifiers[index], seed)))
     for shot in range(shots):
         for label in range(1, max(2, num_classes)):
             chosen = next((index for index in left if label in held(index)), None)
             if chosen is None:
+                remedy = f"ask for at most {shot}" if shot else "leave shots out to train on all images"
                 raise ValueError(
-                    f"{shots} shots asked for, but only {shot} images are left for class {label} "
-                    f"among {len(split)}; ask for at most {shot}"
+                    f"{shots} shots asked for, but after {shot} none of the {len(split)} images is left "
+                    f"for class {label}; {remedy}"
                 )
             del left[chosen]
-    return split.subset(sorted(set(order) - set(left)))
+    return split.subset(index for index in range(len(split)) if index not in left)

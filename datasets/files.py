@@ -16,7 +16,7 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
-from datasets.base import Dataset, DatasetBroken, Split
+from datasets.base import IGNORE, Dataset, DatasetBroken, Split
 from datasets.encoding import Encoding, UnknownColour, threshold
 from datasets.inspection import Inspected, inspect_files
 from datasets.layout import Found, Layout, locate
@@ -44,10 +44,11 @@ class Archive:
 class FileSplit(Split):
     """Pairs of files, read when asked for."""
 
-    def __init__(self, pairs: Sequence[Pair], digests: Sequence[str], encoding: Encoding) -> None:
+    def __init__(self, pairs: Sequence[Pair], files: Mapping[Path, Inspected], encoding: Encoding) -> None:
         self.identifiers = tuple(pair.identifier for pair in pairs)
         self._pairs = tuple(pairs)
-        self._digests = tuple(digests)
+        self._digests = tuple(files[pair.image].sha256 + files[pair.mask].sha256 for pair in pairs)
+        self._labels = tuple(frozenset(encoding.count(files[pair.mask].levels)) - {IGNORE} for pair in pairs)
         self._encoding = encoding
 
     def image(self, index: int) -> np.ndarray:
@@ -64,6 +65,9 @@ class FileSplit(Split):
 
     def digest(self, index: int) -> str:
         return self._digests[index]
+
+    def labels(self, index: int) -> frozenset[int]:
+        return self._labels[index]
 
 
 @dataclass(frozen=True)
@@ -121,7 +125,10 @@ class FileDataset(Dataset):
         return f"{fetch}{self.steps}"
 
     def excludes(self, image: Inspected, mask: Inspected) -> str:
-        """Why the dataset's own parameters leave out a sound pair; empty where they do not."""
+        """Why the dataset's own parameters leave out a sound pair; empty where they do not.
+
+        Asked for training and validation alone: what is scored is never thinned.
+        """
         return ""
 
     def look(self, root: Path | None = None) -> Looked:
@@ -142,7 +149,8 @@ class FileDataset(Dataset):
             wrong = {pair: content_problems(pair, files[pair.image], files[pair.mask], encoding) for pair in members}
             problems += [problem for listed in wrong.values() for problem in listed]
             usable = [pair for pair in members if not wrong[pair]]
-            reasons = {pair: self.excludes(files[pair.image], files[pair.mask]) for pair in usable}
+            thinned = split in ("train", "validation")
+            reasons = {pair: self.excludes(files[pair.image], files[pair.mask]) if thinned else "" for pair in usable}
             left_out[split] = {pair: reason for pair, reason in reasons.items() if reason}
             sound[split] = [pair for pair in usable if not reasons[pair]]
         return Looked(found, files, encoding, problems, sound, left_out)
@@ -151,17 +159,12 @@ class FileDataset(Dataset):
         looked = self.look(root)
         empty = [split for split, pairs in looked.sound.items() if not pairs]
         if empty or (looked.problems and not allow_broken):
-            raise DatasetBroken(report(self.name, looked.found.base, looked.problems, empty))
+            thinned = any(looked.left_out[split] for split in empty)
+            parameters = self.model_dump(exclude_defaults=True) if thinned else {}
+            raise DatasetBroken(report(self.name, looked.found.base, looked.problems, empty, parameters))
         if looked.problems:
             warnings.warn(f"dataset {self.name!r}: left out are {_counts(looked.problems)}", stacklevel=2)
-        return {
-            split: FileSplit(pairs, [_digest(pair, looked.files) for pair in pairs], looked.encoding)
-            for split, pairs in looked.sound.items()
-        }
-
-
-def _digest(pair: Pair, files: Mapping[Path, Inspected]) -> str:
-    return files[pair.image].sha256 + files[pair.mask].sha256
+        return {split: FileSplit(pairs, looked.files, looked.encoding) for split, pairs in looked.sound.items()}
 
 
 def content_problems(pair: Pair, image: Inspected, mask: Inspected, encoding: Encoding) -> list[Problem]:
@@ -192,8 +195,15 @@ def _counts(problems: Sequence[Problem]) -> str:
     return ", ".join(f"{kind} ({count})" for kind, count in Counter(problem.kind for problem in problems).items())
 
 
-def report(name: str, base: Path, problems: Sequence[Problem], empty: Sequence[str]) -> str:
-    """All problems by kind, with paths relative to ``base``, and what to do."""
+def report(
+    name: str, base: Path, problems: Sequence[Problem], empty: Sequence[str], parameters: Mapping[str, object]
+) -> str:
+    """All problems by kind, with paths relative to ``base``, and what to do.
+
+    Args:
+        empty: the splits of which nothing is left.
+        parameters: the dataset's own that left out what there was of them.
+    """
     lines = [f"dataset {name!r} in {base}: problems with its files ({len(problems)})."]
     for kind in dict.fromkeys(problem.kind for problem in problems):
         listed = [problem for problem in problems if problem.kind == kind]
@@ -204,7 +214,9 @@ def report(name: str, base: Path, problems: Sequence[Problem], empty: Sequence[s
         if len(listed) > _LISTED:
             lines.append(f"  and {len(listed) - _LISTED} more")
     if empty:
-        lines.append(f"No usable pair is left in {', '.join(empty)}: fetch these files again.")
+        values = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
+        other = f", or choose other values than {values}" if values else ""
+        lines.append(f"No usable pair is left in {', '.join(empty)}: fetch these files again{other}.")
     else:
         lines.append("Fetch or repair these files, or go on without them: --allow-broken")
     return "\n".join(lines)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from datasets.base import register
 from datasets.files import Archive, FileDataset
-from datasets.layout import Folders, Layout, Listing
+from datasets.layout import Folders, Layout, authors_lists
 
 _SPLITS = {"train": "Training", "validation": "Validation", "test": "Test_v2"}
 _COPY = {"train": "train/ISIC-2017_Train", "validation": "val/ISIC-2017_Val", "test": "test/ISIC-2017_Test"}
@@ -36,13 +36,7 @@ class Isic2017(FileDataset):
     metrics = ("iou", "t_jaccard", "dice", "accuracy")
 
     layouts = (
-        Layout(
-            "lists of the paper's authors",
-            {
-                split: (Listing((f"{name}.csv",)),)
-                for split, name in zip(_SPLITS, ("train", "val", "test"), strict=True)
-            },
-        ),
+        authors_lists(test="test.csv"),
         Layout(
             "the challenge's archives",
             {
@@ -58,6 +52,7 @@ class Isic2017(FileDataset):
             },
         ),
     )
+    aliases = ("isic-2017", "isic_2017")
     published = {"train": 2000, "validation": 150, "test": 600}
     archives = tuple(
         Archive(f"https://isic-challenge-data.s3.amazonaws.com/2017/ISIC-2017_{name}_{part}.zip")
@@ -66,6 +61,7 @@ class Isic2017(FileDataset):
     )
     steps = (
         "https://challenge.isic-archive.com/data/#2017 (task 1: the zips ISIC-2017_Training_Data, "
-        "ISIC-2017_Validation_Data, ISIC-2017_Test_v2_Data and the Part1_GroundTruth of each)."
+        "ISIC-2017_Validation_Data, ISIC-2017_Test_v2_Data and the Part1_GroundTruth of each), or the copy of the "
+        "paper's authors: https://automl-mm-bench.s3.amazonaws.com/semantic_segmentation/isic2017.zip"
     )
     terms = "CC-0 by the challenge's page; cite Codella et al. 2018"

@@ -11,7 +11,7 @@ from __future__ import annotations
 import csv
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Protocol
 
@@ -45,6 +45,7 @@ class Folders:
         mask_key: from a mask's stem in lower case to its image's.
         keep: which image stems (in lower case) count; all where None.
         spare_masks: the folder of masks serves other parts too, so that masks without an image are no problem.
+        unpaired: how many images, and how many masks, have no partner as published: no problem up to that number.
         prefix: put before the identifiers, where a split joins folders that number their files alike.
     """
 
@@ -55,6 +56,7 @@ class Folders:
     mask_key: Callable[[str], str] = str
     keep: Callable[[str], bool] | None = None
     spare_masks: bool = False
+    unpaired: int = 0
     prefix: str = ""
 
     def expected(self) -> list[str]:
@@ -82,7 +84,9 @@ class Folders:
             masks = [path for path in masks if self.keep(self.mask_key(path.stem.lower()))]
         if not images:
             return None
-        pairs, problems = pair_files(images, masks, mask_key=self.mask_key, spare_masks=self.spare_masks)
+        pairs, problems = pair_files(
+            images, masks, mask_key=self.mask_key, spare_masks=self.spare_masks, unpaired=self.unpaired
+        )
         return [pair._replace(identifier=self.prefix + pair.identifier) for pair in pairs], problems
 
 
@@ -154,9 +158,21 @@ class Layout:
     note: str = ""
 
     @property
+    def required(self) -> list[str]:
+        """The paths without which it is not whole, for messages."""
+        needed = [parts for name, parts in self.parts.items() if name not in self.optional]
+        return [path for parts in needed for part in parts for path in part.expected()]
+
+    @property
     def nameless(self) -> bool:
         """Whether it consists of lists such as train.csv, which say nothing about the dataset they belong to."""
         return all(isinstance(part, Listing) for parts in self.parts.values() for part in parts)
+
+
+def authors_lists(**test_sets: str) -> Layout:
+    """The zips of the paper's authors: ``train.csv``, ``val.csv`` and the list of each test set."""
+    tables = {"train": "train.csv", "validation": "val.csv"} | test_sets
+    return Layout("lists of the paper's authors", {split: (Listing((path,)),) for split, path in tables.items()})
 
 
 @dataclass(frozen=True)
@@ -168,12 +184,14 @@ class Found:
         layout: which layout it holds.
         splits: the pairs of each split.
         problems: files without a partner and the like.
+        leftovers: those without a partner that were published so.
     """
 
     base: Path
     layout: Layout
     splits: Mapping[str, Sequence[Pair]]
-    problems: Sequence[Problem] = field(default_factory=tuple)
+    problems: Sequence[Problem] = ()
+    leftovers: Sequence[Problem] = ()
 
 
 class _Attempt(NamedTuple):
@@ -190,7 +208,7 @@ def locate(
     source: str,
     aliases: Sequence[str] = (),
 ) -> Found:
-    """The first layout that is whole, in the first of the possible folders that holds one.
+    """The first layout that is whole in one of the possible folders.
 
     Args:
         name: of the dataset, which its folder may have.
@@ -203,21 +221,27 @@ def locate(
     Raises:
         DatasetMissing: no folder holds all required parts of a layout.
     """
-    attempts = []
-    for base in _candidates((name, *aliases), root):
-        lacking = []
-        named = base.resolve().name.lower() in {known.lower() for known in (name, *aliases)}
-        for layout in layouts:
+    bases = _candidates((name, *aliases), root)
+    known = {each.lower() for each in (name, *aliases)}
+    lacking: dict[Path, list[tuple[int, list[str]]]] = {base: [] for base in bases}
+    for layout in layouts:
+        for base in bases:
             found, lacks = _read(base, layout, split_seed)
-            if found and layout.nameless and not named:
-                lacks = [f"the name {name}, without which its lists may be another dataset's"]
+            if found and layout.nameless and not known & {base.name.lower(), base.resolve().name.lower()}:
+                lacks = [f"the name {name}, without which these files may be another dataset's"]
             elif found:
                 return found
-            lacking.append(lacks)
-        nearest = min(lacking, key=len)
-        lacks = ", ".join(nearest[:3]) + (f" and {len(nearest) - 3} more" if len(nearest) > 3 else "")
-        attempts.append(_Attempt(base, f"lacks {lacks}" if base.is_dir() else "no such folder"))
+            lacking[base].append((len(layout.required) - len(lacks), lacks))
+    attempts = [_Attempt(base, _shortage(lacking[base]) if base.is_dir() else "no such folder") for base in bases]
     raise DatasetMissing(_missing(name, layouts, attempts, source))
+
+
+def _shortage(lacking: Sequence[tuple[int, list[str]]]) -> str:
+    """What is missing for the layout that most is there of; of each, how many paths are there and which are not."""
+    there, paths = max(lacking, key=lambda layout: (layout[0], -len(layout[1])))
+    if not there:
+        return "holds nothing of it"
+    return f"lacks {', '.join(paths[:3])}" + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
 
 
 def _read(base: Path, layout: Layout, split_seed: int) -> tuple[Found | None, list[str]]:
@@ -241,7 +265,8 @@ def _read(base: Path, layout: Layout, split_seed: int) -> tuple[Found | None, li
     splits = layout.arrange(parts, split_seed)
     if not splits.keys() - {"train", "validation"}:
         return None, [f"each of the test sets {', '.join(sorted(layout.optional))}"]
-    return Found(base, layout, splits, problems), []
+    leftovers = [problem for problem in problems if problem.harmless]
+    return Found(base, layout, splits, [problem for problem in problems if not problem.harmless], leftovers), []
 
 
 def _twice(pairs: Sequence[Pair]) -> Iterator[Problem]:
@@ -262,10 +287,8 @@ def _missing(name: str, layouts: Sequence[Layout], attempts: Sequence[_Attempt],
     ]
     lines.append("Expected in its folder, in one of these layouts:")
     for layout in layouts:
-        required = [part for part in layout.parts if part not in layout.optional]
-        paths = [path for part in required for read in layout.parts[part] for path in read.expected()]
-        tests = [f"and the files of one or more of {', '.join(sorted(layout.optional))}"] if layout.optional else []
-        lines.append(f"  {layout.name}: {', '.join([*paths, *tests])}")
+        optional = f"; where there, the test sets {', '.join(sorted(layout.optional))}" if layout.optional else ""
+        lines.append(f"  {layout.name}: {', '.join(layout.required)}{optional}")
     lines += [
         f"Get it: {source}",
         f"Then name the folder with --data-root DIR or BENCH_DATA_ROOT=DIR, "
@@ -275,13 +298,20 @@ def _missing(name: str, layouts: Sequence[Layout], attempts: Sequence[_Attempt],
 
 
 def find(base: Path, path: str, *, folder: bool = True) -> Path | None:
-    """The folder or file at ``path`` below ``base`` in whatever case; of a doubly nested folder X/X the inner one."""
+    """The folder or file at ``path`` below ``base`` in whatever case, in doubly nested folders X/X too."""
+    places = [base]
     *above, last = path.split("/")
-    place: Path | None = base
-    for part in above:
-        place = place and _child(place, part, folder=True)
-    place = place and _child(place, last, folder=folder)
-    return (place and folder and _child(place, place.name, folder=True)) or place
+    for name in above:
+        places = _folders(places, name)
+    found = _folders(places, last) if folder else [_child(place, last, folder=False) for place in places]
+    return next(filter(None, found), None)
+
+
+def _folders(places: Sequence[Path], name: str) -> list[Path]:
+    """The folders of that name, those first that lie in another of the same name."""
+    outer = [folder for place in places if (folder := _child(place, name))]
+    inner = [folder for place in outer if (folder := _child(place, place.name))]
+    return inner + outer
 
 
 def _candidates(names: Sequence[str], root: Path | None) -> list[Path]:
@@ -290,7 +320,9 @@ def _candidates(names: Sequence[str], root: Path | None) -> list[Path]:
         return []
     base = Path(named).expanduser()
     own = [place for name in names if (place := find(base, name))]
-    return [*(own or [base / names[0]]), base]
+    # An archive unpacked in the dataset's folder brings a folder of its own name.
+    inner = [place for folder in own for name in names if (place := find(folder, name))]
+    return [*(own + inner or [base / names[0]]), base]
 
 
 def _child(place: Path, name: str, *, folder: bool = True) -> Path | None:

@@ -6,7 +6,7 @@ By name and never by position, as published copies lack files on either side.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,11 +20,12 @@ class Pair(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """A kind of problem, as a heading in the plural, and a file that has it."""
+    """A kind of problem, as a heading in the plural, and a file that has it; harmless where it was published so."""
 
     kind: str
     path: Path
     detail: str = ""
+    harmless: bool = False
 
 
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
@@ -39,23 +40,33 @@ def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
 
 
 def pair_files(
-    images: Sequence[Path], masks: Sequence[Path], *, mask_key: Callable[[str], str] = str, spare_masks: bool = False
+    images: Sequence[Path],
+    masks: Sequence[Path],
+    *,
+    mask_key: Callable[[str], str] = str,
+    spare_masks: bool = False,
+    unpaired: int = 0,
 ) -> tuple[list[Pair], list[Problem]]:
     """Pairs of equal name in whatever case, in the order of that name, and the files that have no partner.
 
     Args:
         mask_key: from a mask's stem in lower case to its image's.
         spare_masks: masks without an image belong to another split and are no problem.
+        unpaired: how many files of a kind are known to have no partner; no more than these are harmless.
     """
     problems: list[Problem] = []
     image_of = _by_key(images, str, problems)
     mask_of = _by_key(masks, mask_key, problems)
-    problems += [Problem("images without a mask", image_of[key]) for key in sorted(image_of.keys() - mask_of.keys())]
+    problems += _alone("images without a mask", image_of, mask_of, unpaired)
     if not spare_masks:
-        spare = sorted(mask_of.keys() - image_of.keys())
-        problems += [Problem("masks without an image", mask_of[key]) for key in spare]
+        problems += _alone("masks without an image", mask_of, image_of, unpaired)
     common = sorted(image_of.keys() & mask_of.keys())
     return [Pair(image_of[key].stem, image_of[key], mask_of[key]) for key in common], problems
+
+
+def _alone(kind: str, files: Mapping[str, Path], partners: Mapping[str, Path], unpaired: int) -> list[Problem]:
+    keys = sorted(files.keys() - partners.keys())
+    return [Problem(kind, files[key], harmless=len(keys) <= unpaired) for key in keys]
 
 
 def _by_key(paths: Sequence[Path], key_of: Callable[[str], str], problems: list[Problem]) -> dict[str, Path]:

@@ -15,7 +15,7 @@ PUBLISHED = {
     "validation": ("ISIC-2017_Validation_Data", "ISIC-2017_Validation_Part1_GroundTruth"),
     "test": ("ISIC-2017_Test_v2_Data", "ISIC-2017_Test_v2_Part1_GroundTruth"),
 }
-AUTHORS = {
+COPY = {
     "train": ("train/ISIC-2017_Train", "train/ISIC-2017_Training_Part1_GroundTruth"),
     "validation": ("val/ISIC-2017_Val", "val/ISIC-2017_Validation_Part1_GroundTruth"),
     "test": ("test/ISIC-2017_Test", "test/ISIC-2017_Test_v2_Part1_GroundTruth"),
@@ -58,6 +58,18 @@ def plant(
     return base
 
 
+def list_splits(base: Path, folders: dict, numbers: dict = NUMBERS) -> Path:
+    """The lists of the paper's authors, which name files as a copy by splits holds them."""
+    of_number = {number: folders[split] for split in NUMBERS for number in NUMBERS[split]}
+    for split, name in {"train": "train", "validation": "val", "test": "test"}.items():
+        rows = [
+            f"{of_number[number][0]}/ISIC_{number:07d}.jpg,{of_number[number][1]}/ISIC_{number:07d}_segmentation.png"
+            for number in numbers[split]
+        ]
+        (base / f"{name}.csv").write_text("\n".join(["image,label", *rows]) + "\n")
+    return base
+
+
 def doubly_nested(folders: dict) -> dict:
     return {split: tuple(f"{path}/{path.split('/')[-1]}" for path in pair) for split, pair in folders.items()}
 
@@ -68,11 +80,11 @@ def in_case(folders: dict, change) -> dict:
 
 LAYOUTS = {
     "published": PUBLISHED,
-    "authors": AUTHORS,
+    "copy by splits": COPY,
     "nested": doubly_nested(PUBLISHED),
-    "authors nested": doubly_nested(AUTHORS),
+    "copy by splits nested": doubly_nested(COPY),
     "lower": in_case(PUBLISHED, str.lower),
-    "upper": in_case(AUTHORS, str.upper),
+    "upper": in_case(COPY, str.upper),
 }
 
 
@@ -94,7 +106,40 @@ def test_every_layout_gives_the_same_samples(layout: str, tmp_path: Path) -> Non
     assert_whole(load("isic2017").open(plant(tmp_path / "data", LAYOUTS[layout])))
 
 
-@pytest.mark.parametrize("place", ["isic2017", "ISIC2017", "isic2017/isic2017", "."])
+@pytest.mark.parametrize("place", ["isic2017", "isic2017/isic2017"])
+def test_lists_of_the_authors(place: str, tmp_path: Path) -> None:
+    list_splits(plant(tmp_path / place, COPY), COPY)
+    assert load("isic2017").find(tmp_path).layout.name == "lists of the paper's authors"
+    assert_whole(load("isic2017").open(tmp_path))
+
+
+def test_a_link_names_the_dataset_as_a_folder_does(tmp_path: Path) -> None:
+    list_splits(plant(tmp_path / "disk" / "copy", COPY), COPY)
+    (tmp_path / "isic2017").symlink_to(tmp_path / "disk" / "copy")
+    assert_whole(load("isic2017").open(tmp_path))
+    assert load("isic2017").find(tmp_path / "isic2017").layout.name == "lists of the paper's authors"
+
+
+def test_lists_win_over_folders(tmp_path: Path) -> None:
+    plant(tmp_path / "isic2017", COPY)
+    list_splits(tmp_path / "isic2017", COPY, {"train": [3, 10, 0], "validation": [21], "test": [2, 11]})
+    splits = load("isic2017").open(tmp_path)
+    assert {name: split.identifiers for name, split in splits.items()} == {
+        "train": ("ISIC_0000003", "ISIC_0000010", "ISIC_0000000"),
+        "validation": ("ISIC_0000021",),
+        "test": ("ISIC_0000002", "ISIC_0000011"),
+    }
+    np.testing.assert_array_equal(splits["train"].mask(1), outline(10) // 255)
+
+
+def test_listed_files_that_are_not_there_are_named(tmp_path: Path) -> None:
+    list_splits(plant(tmp_path / "isic2017", COPY), COPY)
+    (tmp_path / "isic2017" / COPY["test"][1] / "ISIC_0000021_segmentation.png").unlink()
+    with pytest.raises(DatasetBroken, match="test/ISIC-2017_Test_v2_Part1_GroundTruth/ISIC_0000021_segmentation.png"):
+        load("isic2017").open(tmp_path)
+
+
+@pytest.mark.parametrize("place", ["isic2017", "ISIC2017", "ISIC-2017", "isic2017/isic2017", "."])
 def test_root_is_the_dataset_or_holds_it(place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     plant(tmp_path / "data" / place)
     assert_whole(load("isic2017").open(tmp_path / "data"))
@@ -170,8 +215,9 @@ def test_all_problems_stand_in_one_report(tmp_path: Path) -> None:
         "masks of another size than their image (1):\n"
         "  ISIC-2017_Test_v2_Part1_GroundTruth/ISIC_0000020_segmentation.png: 63x48, its image 64x48",
         "masks without an image (1):\n  ISIC-2017_Test_v2_Part1_GroundTruth/ISIC_0000099_segmentation.png\n",
-        "masks that are not 0 and 255 (1):\n"
-        "  ISIC-2017_Test_v2_Part1_GroundTruth/ISIC_0000021_segmentation.png: largest value 1",
+        "masks whose foreground would be lost (1):\n"
+        "  ISIC-2017_Test_v2_Part1_GroundTruth/ISIC_0000021_segmentation.png: largest value 1; "
+        "foreground is above 127\n",
         "second files of one name (1):\n  ISIC-2017_Test_v2_Data/ISIC_0000022.jpg: beside ISIC_0000022.jpeg",
         "--allow-broken",
     ):
@@ -213,8 +259,9 @@ def test_missing_dataset_says_where_what_and_how(tmp_path: Path) -> None:
     message = str(raised.value)
     for expected in (
         f"{tmp_path / 'isic2017'} (no such folder)",
-        f"{tmp_path} (lacks ISIC-2017_Training_Data, ",
-        "ISIC-2017_Test_v2_Part1_GroundTruth",
+        f"{tmp_path} (holds nothing of it)",
+        "the challenge's archives: ISIC-2017_Training_Data/, ISIC-2017_Training_Part1_GroundTruth/, ",
+        "python -m datasets fetch isic2017",
         "challenge.isic-archive.com",
         "--data-root",
         "BENCH_DATA_ROOT",
@@ -226,7 +273,13 @@ def test_missing_dataset_says_where_what_and_how(tmp_path: Path) -> None:
 def test_only_what_is_missing_is_named(tmp_path: Path) -> None:
     plant(tmp_path)
     (tmp_path / PUBLISHED["test"][0]).rename(tmp_path / "ISIC-2017_Test_Data")
-    with pytest.raises(DatasetMissing, match=r"\(lacks ISIC-2017_Test_v2_Data\)"):
+    with pytest.raises(DatasetMissing, match=r"\(lacks ISIC-2017_Test_v2_Data/\)"):
+        load("isic2017").open(tmp_path)
+
+
+def test_the_layout_that_is_there_in_part_is_named(tmp_path: Path) -> None:
+    plant(tmp_path, {"train": PUBLISHED["train"]})
+    with pytest.raises(DatasetMissing, match=r"\(lacks ISIC-2017_Validation_Data/, .*Test_v2_Data/ and 1 more\)"):
         load("isic2017").open(tmp_path)
 
 
@@ -239,25 +292,26 @@ def test_empty_image_folder_is_a_missing_dataset(tmp_path: Path) -> None:
     plant(tmp_path)
     for path in (tmp_path / PUBLISHED["train"][0]).iterdir():
         path.unlink()
-    with pytest.raises(DatasetMissing, match=r"ISIC-2017_Training_Data holds no \*\.jpg"):
+    with pytest.raises(DatasetMissing, match=r"\(lacks ISIC-2017_Training_Data/\*\.jpg \*\.jpeg\)"):
         load("isic2017").open(tmp_path)
 
 
 def test_evidence_follows_content_and_not_place(tmp_path: Path) -> None:
     here = evidence(load("isic2017").open(plant(tmp_path / "a")))
-    there = evidence(load("isic2017").open(plant(tmp_path / "b", AUTHORS)))
+    there = evidence(load("isic2017").open(plant(tmp_path / "b", COPY)))
     assert here == there
     assert here["images"] == {"train": 4, "validation": 2, "test": 3}
 
     Image.fromarray(outline(9)).save(tmp_path / "a" / PUBLISHED["train"][1] / "ISIC_0000000_segmentation.png")
     changed = evidence(load("isic2017").open(tmp_path / "a"))
-    assert changed["data"] != here["data"] and changed["split"] == here["split"]
+    assert changed["data"]["train"] != here["data"]["train"] and changed["data"]["test"] == here["data"]["test"]
 
 
 def test_evidence_follows_the_split(tmp_path: Path) -> None:
     splits = load("isic2017").open(plant(tmp_path))
     swapped = evidence(splits | {"validation": splits["test"], "test": splits["validation"]})
-    assert swapped["data"] == evidence(splits)["data"] and swapped["split"] != evidence(splits)["split"]
+    data = evidence(splits)["data"]
+    assert swapped["data"] == data | {"validation": data["test"], "test": data["validation"]} != data
 
 
 def test_the_real_sample(test_data: Path) -> None:
