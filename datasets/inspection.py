@@ -29,7 +29,10 @@ from PIL import Image
 
 from datasets.encoding import Encoding, Histogram, histogram
 
-_FORMAT = 2
+FINGERPRINT = 16
+"""Pixels on a side of an image's thumbnail."""
+
+_FORMAT = 3
 _THREADS = 4
 _QUIET_SECONDS = 5
 
@@ -46,8 +49,8 @@ class Inspected(NamedTuple):
         mode: Pillow's name for how it stores colours.
         levels: of a mask: how many pixels have each level (:mod:`datasets.encoding`).
         white: of an image: the share of pure white, where aerial tiles hold no data.
-        fingerprint: of an image: 256 bits in hexadecimal that hardly change with size, compression or
-            brightness: whether each of 16 x 16 cells is brighter than its right neighbour.
+        fingerprint: of an image: the grey levels of its 16 x 16 thumbnail in hexadecimal, for
+            :mod:`datasets.duplicates`.
         problem: why it cannot be used.
     """
 
@@ -142,11 +145,15 @@ def _inspect(path: Path, look: Callable[[Image.Image], dict]) -> Inspected:
 
 
 def _look_at_image(picture: Image.Image) -> dict:
-    picture.draft("L", (max(1, picture.width // 8), max(1, picture.height // 8)))
+    picture.draft("L", tuple(max(2 * FINGERPRINT, side // 8) for side in picture.size))
     grey = picture.convert("L")
-    small = np.asarray(grey.resize((17, 16), Image.Resampling.BOX), dtype=np.int16)
-    bits = np.packbits(small[:, :-1] > small[:, 1:])
-    return {"white": round(float((np.asarray(grey) == 255).mean()), 4), "fingerprint": bits.tobytes().hex()}
+    white = float((np.asarray(grey) == 255).mean())
+    return {"white": round(white, 4), "fingerprint": fingerprint(grey)}
+
+
+def fingerprint(picture: Image.Image) -> str:
+    """The thumbnail that :class:`Inspected` holds of an image."""
+    return picture.convert("L").resize((FINGERPRINT, FINGERPRINT), Image.Resampling.BOX).tobytes().hex()
 
 
 def _unreadable(error: OSError) -> Inspected:

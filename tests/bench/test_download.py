@@ -25,7 +25,10 @@ SHA256 = hashlib.sha256(CONTENT).hexdigest()
 
 
 class Server(ThreadingHTTPServer):
-    """Serves ``content``; ``asked`` is the Range header (or None) of every request so far."""
+    """Serves ``content``; ``asked`` is the Range header (or None) of every request so far.
+
+    ``marks`` are sent as headers and compared with If-Range, unless ``heeds`` is off.
+    """
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
@@ -36,6 +39,11 @@ class Server(ThreadingHTTPServer):
         self.cuts: list[int] = []
         self.stalls: list[threading.Event] = []
         self.content_range: str | None = None
+        self.marks: dict[str, str] = {}
+        self.heeds = True
+        self.repeats = True
+        self.chunked = False
+        self.content_type = ""
         self.asked: list[str | None] = []
         self.url = f"http://127.0.0.1:{self.server_port}/weights.pth"
 
@@ -45,15 +53,20 @@ class Server(ThreadingHTTPServer):
 
 class Handler(BaseHTTPRequestHandler):
     server: Server
+    protocol_version = "HTTP/1.1"
 
     def do_GET(self) -> None:
         server = self.server
+        self.close_connection = True
         asked = self.headers.get("Range")
         server.asked.append(asked)
         if server.errors:
             self.send_error(server.errors.pop(0))
             return
-        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if asked and server.ranges else 0
+        condition = self.headers.get("If-Range")
+        fits = condition is None or not server.heeds or condition in server.marks.values()
+        ranged = asked and server.ranges and fits
+        start = int(re.fullmatch(r"bytes=(\d+)-", asked)[1]) if ranged else 0
         if start >= len(server.content):
             self.send_error(416)
             return
@@ -64,8 +77,18 @@ class Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Range", server.content_range or sent)
         if server.lengths:
             self.send_header("Content-Length", str(len(body)))
+        for name, value in server.marks.items() if server.repeats or not start else ():
+            self.send_header(name, value)
+        if server.content_type:
+            self.send_header("Content-Type", server.content_type)
+        if server.chunked:
+            self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()
-        self.wfile.write(body[: server.cuts.pop(0)] if server.cuts else body)
+        sent = body[: server.cuts.pop(0)] if server.cuts else body
+        if server.chunked:
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(sent), sent) + (b"0\r\n\r\n" if sent == body else b""))
+        else:
+            self.wfile.write(sent)
         if server.stalls:
             server.stalls.pop().wait(60)
 
@@ -87,9 +110,27 @@ def target(tmp_path: Path) -> Path:
     return tmp_path / "cache" / "weights.pth"
 
 
-def get(server: Server, target: Path, **options: object) -> None:
+def get(server: Server, target: Path, **options: object) -> str:
     options = {"size": len(CONTENT), "sha256": SHA256, "progress": lambda done, total: None, "pause": 0} | options
-    download(server.url, target, **options)
+    return download(server.url, target, **options)
+
+
+def get_unknown(server: Server, target: Path, **options: object) -> str:
+    """Of a file whose length and digest nobody published."""
+    return get(server, target, size=0, sha256="", **options)
+
+
+def break_off(server: Server, target: Path) -> None:
+    """What a process leaves that was stopped after a third of the file."""
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    server.cuts = [1_000_000]
+    with pytest.raises(KeyboardInterrupt):
+        get_unknown(server, target, progress=stop)
+    assert target.with_name("weights.pth.part").read_bytes() == server.content[:1_000_000]
+    server.asked.clear()
 
 
 def part_of(target: Path, content: bytes) -> Path:
@@ -304,6 +345,131 @@ def test_a_killed_process_leaves_its_part_and_no_lock(server: Server, target: Pa
     assert target.read_bytes() == CONTENT
 
 
+DATE = "Wed, 21 Oct 2015 07:28:00 GMT"
+MARKS = [{"ETag": '"one"'}, {"Last-Modified": DATE}, {"ETag": '"one"', "Last-Modified": DATE}]
+
+
+def test_a_file_of_which_nothing_is_known(server: Server, target: Path) -> None:
+    assert get_unknown(server, target) == SHA256 == get_unknown(server, target) == get(server, target)
+    assert target.read_bytes() == CONTENT and server.asked == [None]
+    assert {path.name for path in target.parent.iterdir()} <= {"weights.pth", "weights.pth.lock"}
+
+
+def test_another_file_under_the_name_is_refused_and_kept(server: Server, target: Path) -> None:
+    target.parent.mkdir()
+    target.write_bytes(b"mine")
+    with pytest.raises(DownloadError, match=f"{target} is there and is another file.*expected {SHA256}"):
+        get(server, target)
+    assert target.read_bytes() == b"mine" and server.asked == []
+
+
+@pytest.mark.parametrize("repeats", [True, False])
+@pytest.mark.parametrize("marks", MARKS)
+def test_what_the_server_names_is_continued(server: Server, target: Path, marks: dict, repeats: bool) -> None:
+    server.marks, server.repeats = marks, repeats
+    break_off(server, target)
+    assert get_unknown(server, target) == SHA256
+    assert server.asked == ["bytes=1000000-"]
+
+
+@pytest.mark.parametrize("marks", [{}, {"ETag": 'W/"one"'}])
+def test_what_it_does_not_name_starts_anew(server: Server, target: Path, marks: dict) -> None:
+    server.marks = marks
+    break_off(server, target)
+    assert get_unknown(server, target) == SHA256
+    assert server.asked == [None]
+
+
+CHANGES = [
+    (old, new, length, heeds)
+    for old, new in [({"ETag": '"one"'}, {"ETag": '"two"'}), ({"Last-Modified": DATE}, {}), ({}, {})]
+    for length in (2_000_000, 3_000_000, 4_000_000)
+    for heeds in (True, False)
+    # Without If-Range, names and another length nothing would tell the two files apart.
+    if heeds or new or not old or length != 3_000_000
+]
+
+
+@pytest.mark.parametrize(("old", "new", "length", "heeds"), CHANGES)
+def test_a_file_that_changed_is_never_joined_to_the_old_part(
+    server: Server, target: Path, old: dict, new: dict, length: int, heeds: bool
+) -> None:
+    server.marks, server.heeds = old, heeds
+    break_off(server, target)
+    server.marks, server.content = new, np.random.default_rng(1).bytes(length)
+    get_unknown(server, target)
+    assert target.read_bytes() == server.content
+
+
+def test_a_known_digest_needs_no_word_of_the_server(server: Server, target: Path) -> None:
+    server.marks = {"ETag": '"one"'}
+    break_off(server, target)
+    server.marks = {"ETag": '"of another mirror"'}
+    seen: list[int] = []
+    get(server, target, size=0, progress=lambda done, total: seen.append(done))
+    assert server.asked == ["bytes=1000000-"] and seen[0] > 2_000_000
+    assert target.read_bytes() == CONTENT
+
+
+def test_a_part_from_another_address_starts_anew(server: Server, target: Path) -> None:
+    server.marks = {"ETag": '"one"'}
+    break_off(server, target)
+    server.url += "?new"
+    assert get_unknown(server, target) == SHA256 and server.asked == [None]
+
+
+def test_a_torn_note_starts_anew(server: Server, target: Path) -> None:
+    server.marks = {"ETag": '"one"'}
+    break_off(server, target)
+    note = target.with_name("weights.pth.part.json")
+    note.write_text(note.read_text()[:-5])
+    assert get_unknown(server, target) == SHA256 and server.asked == [None]
+
+
+@pytest.mark.parametrize("chunked", [True, False])
+def test_answers_of_no_stated_length(server: Server, target: Path, chunked: bool) -> None:
+    server.lengths, server.chunked = False, chunked
+    assert get_unknown(server, target) == SHA256
+
+
+def test_a_chunked_answer_that_breaks_off_is_no_file(server: Server, target: Path) -> None:
+    server.lengths, server.chunked, server.marks, server.cuts = False, True, {"ETag": '"one"'}, [1_500_000]
+    assert get_unknown(server, target) == SHA256
+    assert len(server.asked) == 2
+    server.cuts = [1] * 10
+    with pytest.raises(DownloadError, match="the connection broke"):
+        get_unknown(server, target.with_name("other"))
+
+
+def test_a_whole_part_is_kept_when_it_gets_no_name(server: Server, target: Path, monkeypatch) -> None:
+    server.lengths = False
+
+    def refuse(old: Path, new: Path) -> None:
+        raise PermissionError(1, "not now", str(new))
+
+    with monkeypatch.context() as patch, pytest.raises(DownloadError, match=f"not now: {target}"):
+        patch.setattr("bench.download.os.replace", refuse)
+        get_unknown(server, target)
+    assert get_unknown(server, target) == SHA256 and server.asked == [None]
+
+
+def test_no_room_for_what_the_server_announces(server: Server, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=2_000_000))
+    with pytest.raises(DownloadError, match="2,000,000 bytes free and 3,000,000 are needed"):
+        get_unknown(server, target)
+
+
+def test_a_web_page_leaves_the_part_alone(server: Server, target: Path) -> None:
+    server.marks = {"ETag": '"one"'}
+    break_off(server, target)
+    server.content_type, server.ranges = "text/html; charset=utf-8", False
+    with pytest.raises(DownloadError, match="a web page in place of the file"):
+        get_unknown(server, target)
+    server.content_type, server.ranges = "", True
+    server.asked.clear()
+    assert get_unknown(server, target) == SHA256 and server.asked == ["bytes=1000000-"]
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -337,3 +503,16 @@ def test_the_rate_counts_only_what_this_run_received() -> None:
     assert ", 1.0 MB/s, 40 s left" in lines[1]
     assert lines[2].endswith("(0%)")
     assert ", 2.0 MB/s, 40 s left" in lines[3]
+
+
+def test_progress_towards_an_unknown_end() -> None:
+    stream = io.StringIO()
+    now = iter([0, 10, 15])
+    line = ProgressLine("w.pth", stream=stream, clock=lambda: next(now))
+    for done, total in [(0, 0), (10_000_000, 0), (15_000_000, 15_000_000)]:
+        line(done, total)
+    assert stream.getvalue().splitlines() == [
+        "w.pth: 0 MB",
+        "w.pth: 10 MB, 1.0 MB/s",
+        "w.pth: 15 of 15 MB (100%), 1.0 MB/s, 0 s left",
+    ]

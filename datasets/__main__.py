@@ -1,0 +1,164 @@
+"""``python -m datasets``: which datasets there are, how to get them, whether a copy is whole, and how to prepare it.
+
+Run it from the project's folder: elsewhere the name may mean another package.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import tomllib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from datasets.verdict import EXIT_CODES
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+
+def parse(words: Sequence[str] | None) -> argparse.Namespace:
+    """The command line of ``python -m datasets``."""
+    parser = argparse.ArgumentParser(prog="python -m datasets", description=__doc__.split("\n\n")[0])
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    def command(run: Callable[[argparse.Namespace], int], name: str, words: str, **more: Any) -> Callable:
+        added = commands.add_parser(name, help=words, description=f"{words[0].upper()}{words[1:]}.", **more)
+        added.set_defaults(run=run)
+        added.add_argument("name", metavar="NAME", nargs="?" if run is _list else None)
+        added.add_argument(
+            "--data-root",
+            type=Path,
+            metavar="DIR",
+            help="the folder of all datasets, or that of this one (default: $BENCH_DATA_ROOT)",
+        )
+        return added.add_argument
+
+    def choose(add: Callable) -> None:
+        words = "a parameter of the dataset, e.g. of=lungs for the dataset folder"
+        add("--set", action="append", default=[], metavar="KEY=VALUE", help=words)
+
+    add = command(
+        _list, "list", "what there is, what of it lies here, and how to get the rest; with NAME all about one"
+    )
+    choose(add)
+    add("--json", action="store_true", help="print JSON")
+    command(_fetch, "fetch", "download a dataset that is public, or say how to get it")
+    add = command(
+        _verify,
+        "verify",
+        "decode every file of a dataset once and say what is wrong, missing, or there twice",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    choose(add)
+    add("--json", action="store_true", help="print JSON, which names everything that is found")
+    add = command(
+        _prepare, "prepare", "squash every image once into a cache, which trainings read in place of the files"
+    )
+    choose(add)
+    add("--image-size", type=int, required=True, metavar="N", help="side in pixels, as in the matrix, e.g. 1024")
+    add("--workers", type=int, default=0, metavar="N", help="processes (default: one on each core)")
+    add("--allow-broken", action="store_true", help="leave out files that cannot be used")
+    return parser.parse_args(words)
+
+
+def parameters(given: Sequence[str]) -> dict[str, Any]:
+    """``--set`` words as parameters of a dataset; values are read as TOML, what is no TOML as text.
+
+    Raises:
+        ValueError: a word without ``=``.
+    """
+    found: dict[str, Any] = {}
+    for word in given:
+        key, sign, value = word.partition("=")
+        if not sign:
+            raise ValueError(f"--set {word!r}: write KEY=VALUE, e.g. --set of=lungs")
+        try:
+            found[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key] = value
+    return found
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # Paths hold brackets of their own.
+    return Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False, emoji=False)
+
+
+def _list(options: argparse.Namespace) -> int:
+    from datasets import listing
+    from datasets.base import registry
+
+    given = parameters(options.set)
+    if options.name:
+        found: Any = listing.details(options.name, options.data_root, given)
+    elif given:
+        raise ValueError("--set needs the NAME of the dataset that has this parameter")
+    else:
+        found = [listing.entry(name, options.data_root) for name in registry.names()]
+    if options.json:
+        print(json.dumps(found, indent=1))
+    elif options.name:
+        listing.show_details(found, _console())
+    else:
+        listing.show_list(found, options.data_root, _console())
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from datasets.fetch import fetch
+
+    return fetch(options.name, options.data_root)
+
+
+def _verify(options: argparse.Namespace) -> int:
+    from datasets.base import DatasetBroken, load
+    from datasets.verify import verify
+    from datasets.verify_text import show
+
+    dataset = load(options.name, **parameters(options.set))
+    try:
+        report = verify(dataset, options.data_root)
+    except DatasetBroken as error:  # of a dataset with reading code of its own
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if options.json:
+        print(json.dumps(report, indent=1))
+    else:
+        show(report, _console())
+    return 0 if report["whole"] else 1
+
+
+def _prepare(options: argparse.Namespace) -> int:
+    from datasets.prepared import prepare_command
+
+    return prepare_command(
+        options.name,
+        options.data_root,
+        image_size=options.image_size,
+        workers=options.workers,
+        allow_broken=options.allow_broken,
+        parameters=parameters(options.set),
+    )
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Entry point of ``python -m datasets``; 2 for a usage error or a dataset that is not there."""
+    options = parse(words)
+    try:
+        return options.run(options)
+    except (ValueError, OSError, RuntimeError, ImportError) as error:
+        if os.environ.get("BENCH_TRACEBACK"):
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
