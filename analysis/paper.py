@@ -15,14 +15,27 @@ from typing import Any
 
 import pandas as pd
 
-TITLES = {1: "Binary segmentation", 6: "Skin lesion segmentation"}
+TITLES = {
+    1: "Binary segmentation",
+    5: "Polyp segmentation",
+    6: "Skin lesion segmentation",
+    7: "Camouflaged object segmentation",
+    8: "Shadow detection",
+    9: "Leaf segmentation",
+    10: "Road segmentation",
+}
 """The tables built so far, with their subject."""
 
 _GROUPS = {
     "kvasir": "Kvasir",
     "cvc-612": "CVC-612",
+    "cvc-colondb": "CVC-ColonDB",
+    "etis": "ETIS",
+    "cvc-t": "CVC-T",
     "isic2017": "ISIC 2017",
+    "chameleon": "CHAMELEON",
     "camo": "CAMO",
+    "cod10k": "COD10K",
     "sbu": "SBU",
     "leaf": "Leaf",
     "road": "Road",
@@ -31,6 +44,7 @@ _METRICS = {
     "s_measure": ("Sα", "higher"),  # noqa: RUF001
     "e_measure": ("Eφ", "higher"),
     "weighted_f_measure": ("Fβw", "higher"),
+    "mae": ("MAE", "lower"),
     "jaccard": ("Jac", "higher"),
     "t_jaccard": ("T-Jac", "higher"),
     "iou": ("IoU", "higher"),

@@ -14,11 +14,16 @@ import tokenize
 from collections.abc import Iterable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.spec import Cell
+import datasets
+from bench.spec import SCHEMA, Cell
+
+if TYPE_CHECKING:
+    from datasets import Split
 
 ROOM = Path(__file__).resolve().parent
+TRAINED_ON = ("train", "validation")
 TRAINING = ("training.py", "data.py", "losses.py")
 EVALUATION = ("evaluation.py", "metrics/*.py")
 
@@ -105,12 +110,11 @@ def collect(cell: Cell, data: Mapping[str, Any], checkpoint: str) -> dict[str, A
 
     Args:
         cell: the cell.
-        data: the evidence of its opened dataset: ``data``, ``split``, ``images``.
+        data: the evidence of its opened dataset: ``data``, a digest of each split, and ``images``.
         checkpoint: the checkpoint's digest.
     """
     return {
         "data": data["data"],
-        "split": data["split"],
         "images": data["images"],
         "checkpoint": checkpoint,
         "source": source_evidence(cell),
@@ -118,12 +122,66 @@ def collect(cell: Cell, data: Mapping[str, Any], checkpoint: str) -> dict[str, A
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    """Names of the pieces of evidence that are not the same, "source.method" for nested ones."""
-    odd = []
-    for name in sorted({*old, *new}):
-        before, after = old.get(name), new.get(name)
-        if isinstance(before, Mapping) and isinstance(after, Mapping):
-            odd += [f"{name}.{inner}" for inner in differing(before, after)]
-        elif before != after:
-            odd.append(name)
-    return odd
+    """Names of the pieces of evidence that are not the same: "checkpoint", "source.method", "data.train".
+
+    A split is compared where both have it: copies differ in their test sets, and what a result says of one set
+    is not changed by another. Counts of images say nothing that the digests do not.
+    """
+    before, after = _pieces(old), _pieces(new)
+    odd = {name for name in before | after if before.get(name) != after.get(name)}
+    one_sided = {name for name in before.keys() ^ after.keys() if name.startswith("data.")}
+    return sorted(name for name in odd - one_sided if not name.startswith("images."))
+
+
+def _pieces(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    pieces: dict[str, Any] = {}
+    for name, value in evidence.items():
+        inner = value.items() if isinstance(value, Mapping) else [("", value)]
+        pieces |= {f"{name}.{key}" if key else name: one for key, one in inner}
+    return pieces
+
+
+def unscored(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """The test sets that are there now and were not when a result was made."""
+    data = old.get("data")
+    return sorted(new["data"].keys() - data.keys()) if isinstance(data, Mapping) else []
+
+
+def of_scores(piece: str) -> bool:
+    """Whether a piece of evidence decides about scores only, so that no training is needed to renew it."""
+    return piece == "source.evaluation" or (piece.startswith("data.") and piece.partition(".")[2] not in TRAINED_ON)
+
+
+def rescored(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The evidence of a result that was scored again: that of its training stays on record, stale or not."""
+    made = {**old, "source": {**old["source"], "evaluation": new["source"]["evaluation"]}}
+    if isinstance(old["data"], Mapping):  # results of before the digests by split keep the one they have
+        for name in ("data", "images"):
+            made[name] = new[name] | {split: old[name][split] for split in TRAINED_ON}
+    return made
+
+
+def manifest(cell: Cell, data: Mapping[str, Any], splits: Mapping[str, Split], layout: str | None) -> dict[str, Any]:
+    """Which samples a cell is trained and scored on: the lines behind the digests of its evidence.
+
+    The same on every machine that has these files: no path and no time is in it.
+
+    Args:
+        cell: the cell, whose seed matters for few-shot training sets.
+        data: as for :func:`collect`.
+        splits: its opened dataset.
+        layout: the published layout that the files have, None for generated images.
+    """
+    chosen = {"seed": cell.spec["seed"]} if cell.spec["dataset"].get("shots") else {}
+    return {
+        "schema": SCHEMA,
+        "dataset": cell.spec["dataset"],
+        **chosen,
+        "split_seed": cell.dataset().split_seed,
+        "layout": layout,
+        "data": data["data"],
+        "images": data["images"],
+        "samples": {
+            name: [" ".join(sample) for sample in listed] for name, listed in datasets.manifest(splits).items()
+        },
+    }

@@ -69,11 +69,18 @@ def read_target(words: Sequence[str]) -> Target:
     if not values.setdefault("seed", "0").isdecimal():
         raise ValueError(f"--as-cell seed={values['seed']}: the seed must be a whole number, 0 or more")
     target = Target(**values | {"seed": int(values["seed"])})
-    if target.dataset in datasets.registry:
-        test_sets = datasets.registry[target.dataset].test_sets
-        if target.test_set not in test_sets:
-            raise UnknownName(f"test set of {target.dataset}", target.test_set, test_sets)
+    ours = _ours(target)
+    if ours and target.test_set not in ours.test_sets:
+        raise UnknownName(f"test set of {target.dataset}", target.test_set, ours.test_sets)
     return target
+
+
+def _ours(target: Target) -> datasets.Dataset | None:
+    """The dataset where it is one of ours, and one that its name alone describes."""
+    try:
+        return datasets.load(target.dataset) if target.dataset in datasets.registry else None
+    except ValueError:
+        return None
 
 
 def enter(target: Target, scores: MapScores, results: Path) -> Path:
@@ -93,7 +100,7 @@ def enter(target: Target, scores: MapScores, results: Path) -> Path:
     entries = {name: dict(old.get(name, {})) for name in ("scores", "imported")}
     for name, entry in (("scores", scores.mean), ("imported", _provenance(scores))):
         entries[name][target.test_set] = {**entries[name].get(target.test_set, {}), scores.protocol: entry}
-    ours = datasets.load(target.dataset) if target.dataset in datasets.registry else None
+    ours = _ours(target)
     result = {
         "schema": SCHEMA,
         "id": cell.id,

@@ -163,14 +163,24 @@ def _axes(values: Mapping[str, Any], listed: frozenset[str] = frozenset()) -> It
 
 
 def _entries(given: list[str | Entry], registry: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, parameters) of each entry; ``"*"`` stands for every registered plugin."""
+    """(name, parameters) of each entry; ``"*"`` stands for every registered plugin that needs no parameters."""
     for entry in given:
         fields = {"name": entry} if isinstance(entry, str) else entry.model_dump()
         parameters = {k: v for k, v in fields.items() if k != "name"}
         for name in _as_list(fields["name"]):
-            for one in registry.names() if name == "*" else [name]:
+            every = [one for one in registry.names() if _complete(registry[one])] if name == "*" else [name]
+            for one in every:
                 for combination in _axes(parameters, _list_fields(one, registry)):
                     yield one, combination
+
+
+def _complete(plugin: type[BaseModel]) -> bool:
+    """Whether it can be made with its defaults alone."""
+    try:
+        plugin()
+    except ValidationError:
+        return False
+    return True
 
 
 def _list_fields(name: str, registry: Any) -> frozenset[str]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import datasets
 from bench import evidence
 from bench.data import open_splits
-from bench.matrix import Entered
+from bench.matrix import Entered, MatrixError
 from bench.spec import canonical
-from bench.store import CellFolder, Results
+from bench.store import CellFolder, Results, write_json
 
 # A failure is not tried again unasked: it would fail again, and hide among what is new.
 TERMINAL = {"done", "failed", "oom", "timeout"}
@@ -27,8 +29,10 @@ class Planned:
         entered: the cell.
         state: its state on disk, "stale" for a done cell whose evidence differs, "skipped" without its data.
         runs: whether this run executes it.
-        note: why it is skipped or stale.
-        evidence: what it would be made from now; None where its data are missing.
+        note: why it is skipped or stale, or what its scores lack.
+        evidence: what it would be made from now; None where its data cannot be used.
+        stale: the pieces of evidence that differ.
+        rescore: scoring its model again would make it whole, nothing has to be trained.
     """
 
     entered: Entered
@@ -36,18 +40,53 @@ class Planned:
     runs: bool
     note: str = ""
     evidence: dict[str, Any] | None = None
+    stale: list[str] = field(default_factory=list)
+    rescore: bool = False
 
     @property
     def id(self) -> str:
         return self.entered.cell.id
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A dataset as some cells use it: its splits and their evidence, or else what keeps it from being used.
+
+    Attributes:
+        entered: one of these cells.
+        splits, data: the splits and :func:`datasets.evidence` of them.
+        layout: the published layout that its files have, None for generated images.
+        missing, broken: the message of the error, if there was one.
+    """
+
+    entered: Entered
+    splits: Mapping[str, datasets.Split] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
+    layout: str | None = None
+    missing: str = ""
+    broken: str = ""
+
+    @property
+    def label(self) -> str:
+        """The dataset's name, and its parameters if it was given any."""
+        spec = self.entered.cell.spec["dataset"]
+        return " ".join([spec["name"], *(f"{key}={value}" for key, value in spec.get("parameters", {}).items())])
+
+
 @dataclass
 class Plan:
-    """All cells of a run, in the order they will be executed."""
+    """All cells of a run, in the order they will be executed.
+
+    Attributes:
+        cells: the cells.
+        missing, broken: the datasets, by label, that cells to be run need and that cannot be used, and why.
+        opened: the datasets that can.
+    """
 
     cells: list[Planned] = field(default_factory=list)
     missing: dict[str, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    opened: list[Opened] = field(default_factory=list)
 
     def todo(self) -> list[Planned]:
         """The cells to execute."""
@@ -70,7 +109,7 @@ def make(
     allow_broken: bool = False,
     rerun: str | None = None,
 ) -> Plan:
-    """Compare a matrix with what the results folder holds.
+    """Compare a matrix with what the results folder holds; every dataset is opened once.
 
     Args:
         entered: the cells.
@@ -80,39 +119,53 @@ def make(
         rerun: also run cells in this state again ("all" takes done ones too).
 
     Raises:
-        datasets.DatasetBroken: some files are broken and ``allow_broken`` is not set.
+        MatrixError: a dataset has several classes, which nothing here trains or scores.
     """
     from methods.sam.checkpoints import resolve
 
+    entered = list(entered)
+    _refuse_several_classes(entered)
     plan, opened = Plan(), {}
     for item in entered:
         spec = item.cell.spec
         # Only a few-shot subset depends on the seed.
         key = canonical([spec["dataset"], spec["seed"] if spec["dataset"].get("shots") else None])
         if key not in opened:
-            opened[key] = _data_evidence(item, data_root, allow_broken)
-        data, made = opened[key], None
-        if not isinstance(data, str):
+            opened[key] = _open(item, data_root, allow_broken)
+        source, made = opened[key], None
+        if source.splits:
             digest = resolve(spec["backbone"], item.checkpoint or spec["checkpoint"]).digest()
-            made = evidence.collect(item.cell, data, digest)
+            made = evidence.collect(item.cell, source.data, digest)
         planned = _judge(item, results, made, rerun)
         if planned.runs and made is None:
-            note = f"dataset {spec['dataset']['name']} is missing"
-            plan.missing[spec["dataset"]["name"]] = data
+            note = f"dataset {source.label} is {'missing' if source.missing else 'broken'}"
+            (plan.missing if source.missing else plan.broken)[source.label] = source.missing or source.broken
             # What ran once stays what it is, although it cannot be run again here.
             planned = Planned(item, planned.state if planned.state in TERMINAL else "skipped", False, note)
         plan.cells.append(planned)
+    plan.opened = [source for source in opened.values() if source.splits]
     return plan
 
 
-def _data_evidence(item: Entered, data_root: Path | None, allow_broken: bool) -> dict[str, Any] | str:
-    """Evidence of a dataset, or why it is missing."""
-    import datasets
+def _refuse_several_classes(entered: Iterable[Entered]) -> None:
+    sets = {(item.cell.spec["dataset"]["name"], item.cell.dataset().num_classes) for item in entered}
+    several = {name: classes for name, classes in sorted(sets) if classes > 1}
+    if several:
+        binary = sorted({name for name, _ in sets} - several.keys())
+        listed = ", ".join(f"{name} ({classes} classes)" for name, classes in several.items())
+        remedy = f"Go on without: --only dataset={','.join(binary)}" if binary else "Choose binary datasets."
+        raise MatrixError(f"only binary datasets are trained and scored here, not {listed}. {remedy}")
 
+
+def _open(item: Entered, data_root: Path | None, allow_broken: bool) -> Opened:
     try:
-        return datasets.evidence(open_splits(item.cell, data_root, allow_broken=allow_broken))
+        splits = open_splits(item.cell, data_root, allow_broken=allow_broken)
+        found = item.cell.dataset().find(data_root)
     except datasets.DatasetMissing as error:
-        return str(error)
+        return Opened(item, missing=str(error))
+    except datasets.DatasetBroken as error:
+        return Opened(item, broken=str(error))
+    return Opened(item, splits, datasets.evidence(splits), found.layout.name if found else None)
 
 
 def _judge(item: Entered, results: Results, made: dict[str, Any] | None, rerun: str | None) -> Planned:
@@ -121,22 +174,34 @@ def _judge(item: Entered, results: Results, made: dict[str, Any] | None, rerun: 
     if not (folder.path / "cell.json").exists():
         return Planned(item, "planned", True, evidence=made)
     status = folder.status()
-    state, note = status["state"], status.get("reason") or ""
-    if state == "done" and made is not None:
-        odd = evidence.differing(folder.read()["evidence"], made)
-        if odd:
-            state, note = "stale", "differs in " + ", ".join(odd)
-    alive = state == "running"
-    asked = rerun == "all" or rerun == state
-    runs = not alive and (asked or state not in TERMINAL | {"stale"})
-    return Planned(item, state, runs, note, made)
+    planned = Planned(item, status["state"], False, status.get("reason") or "", made)
+    if planned.state == "skipped" and made is not None:
+        planned.state, planned.note = "planned", ""  # its dataset has come since
+    if planned.state == "done" and made is not None:
+        _compare(planned, folder.read()["evidence"], made)
+    asked = rerun == "all" or rerun == planned.state
+    planned.runs = planned.state != "running" and (asked or planned.state not in TERMINAL | {"stale"})
+    return planned
+
+
+def _compare(planned: Planned, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Mark a done cell whose evidence differs, and say whether new scores would mend that or complete it."""
+    planned.stale, lacking = evidence.differing(old, new), evidence.unscored(old, new)
+    if planned.stale:
+        planned.state = "stale"
+    planned.rescore = bool(planned.stale or lacking) and all(map(evidence.of_scores, planned.stale))
+    notes = ["differs in " + ", ".join(planned.stale)] if planned.stale else []
+    notes += ["has no scores of " + ", ".join(lacking)] if lacking else []
+    planned.note = "; ".join(notes) or planned.note
 
 
 def write(plan: Plan, results: Results) -> None:
-    """Record the plan: new cells' folders, reasons of skipped ones, marks on stale results.
+    """Record the plan: new cells' folders, reasons of skipped ones, marks on stale results, manifests of the data.
 
     A cell that another process has changed since the plan was made is left alone.
     """
+    for source in plan.opened:
+        _write_manifest(source, results)
     for cell in plan.cells:
         folder = results.cell(cell.id)
         folder.recover()
@@ -144,15 +209,28 @@ def write(plan: Plan, results: Results) -> None:
         if cell.state == "skipped" and status["state"] in ("planned", "skipped", "interrupted"):
             folder.create(cell.entered.cell, {})
             folder.set_state("skipped", reason=cell.note)
+        elif cell.state == "planned" and status["state"] == "skipped":
+            folder.create(cell.entered.cell, cell.evidence)
+            folder.set_state("planned")
         elif cell.state == "planned" and not (folder.path / "cell.json").exists():
             folder.create(cell.entered.cell, cell.evidence or {})
         elif cell.state in ("stale", "done") and cell.evidence is not None and status["state"] == "done":
             _mark_stale(folder, status, cell)
 
 
+def _write_manifest(source: Opened, results: Results) -> None:
+    """Write ``manifests/<dataset>-<digest>.json``, unless this very manifest is there already."""
+    cell = source.entered.cell
+    content = evidence.manifest(cell, source.data, source.splits, source.layout)
+    digest = hashlib.sha256(canonical(content).encode()).hexdigest()[:12]
+    path = results.path / "manifests" / f"{cell.spec['dataset']['name']}-{digest}.json"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, content)
+
+
 def _mark_stale(folder: CellFolder, status: dict[str, Any], cell: Planned) -> None:
     """Write or clear the mark that tables show; the result itself stays."""
-    marks = cell.note.removeprefix("differs in ").split(", ") if cell.state == "stale" else []
-    if status.get("stale", []) != marks:
-        more = {"stale": marks} if marks else {}
+    if status.get("stale", []) != cell.stale:
+        more = {"stale": cell.stale} if cell.stale else {}
         folder.set_state("done", reason=status["reason"], attempt=status["attempt"], **more)

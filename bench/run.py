@@ -85,8 +85,8 @@ def settings(given: Sequence[str]) -> dict[str, Any]:
     return found
 
 
-def print_plan(plan: Any, places: Sequence[Any], results: Path, console: Console, *, cells: bool) -> None:
-    """The plan in words: counts, what is missing, loud where a backbone is random."""
+def print_plan(plan: Any, places: Sequence[Any], options: argparse.Namespace, console: Console) -> None:
+    """The plan in words: counts, what cannot run, loud where a backbone is random; every cell on a dry run."""
     todo = plan.todo()
     counts = ", ".join(f"{count} {state}" for state, count in sorted(plan.counts().items()))
     console.print(
@@ -98,15 +98,43 @@ def print_plan(plan: Any, places: Sequence[Any], results: Path, console: Console
             "The numbers show that everything runs; they say nothing about which method is better.",
             style="bold yellow",
         )
-    for name, reason in plan.missing.items():
-        console.print(f"dataset {name} is missing: {reason}", style="yellow", soft_wrap=True)
     for cell in plan.cells:
-        if cells or cell.state in FAILURES | {"stale"}:
+        if options.dry_run or cell.state in FAILURES | {"stale"}:
             mark = "run " if cell.runs else "    "
             console.print(f"  {mark}{cell.state:<12}{cell.id}  {cell.note}", soft_wrap=True)
     states = {cell.state for cell in plan.cells if not cell.runs} & (FAILURES | {"stale"})
     for state in sorted(states):
-        console.print(f"  --rerun {state} runs the {state} cells again; their logs: {results}/cells/<id>/log.txt")
+        console.print(
+            f"  --rerun {state} runs the {state} cells again; their logs: {options.results}/cells/<id>/log.txt"
+        )
+    rescore = [cell for cell in plan.cells if cell.rescore and not cell.runs]
+    if rescore:
+        notes = ", ".join(sorted({cell.note for cell in rescore}))
+        console.print(
+            f"  {len(rescore)} cells need no training, only new scores ({notes}); for each of them (--dry-run lists "
+            f"them): python -m bench.cell ID --evaluate --device {places[0].device} --results {options.results}"
+            f"{_data_root(options)}",
+            soft_wrap=True,
+        )
+
+
+def _data_root(options: argparse.Namespace) -> str:
+    """The option as it was given, for the next command."""
+    return f" --data-root {options.data_root}" if options.data_root else ""
+
+
+def print_unusable(plan: Any, options: argparse.Namespace, console: Console) -> None:
+    """The datasets that cannot be used: a line for each missing one, the report of each with broken files."""
+    root = options.data_root or os.environ.get("BENCH_DATA_ROOT")
+    where = f"not found in {root}" if root else "no data folder was named"
+    for label in plan.missing:
+        fetch = f"python -m datasets fetch {label.partition(' ')[0]}{_data_root(options)}"
+        console.print(f"missing: {label}: {where}; {fetch}", style="yellow", soft_wrap=True)
+    if plan.missing:
+        more = f"python -m datasets list NAME{_data_root(options)}"
+        console.print(f"  where each was looked for, and what its folder must hold: {more}", soft_wrap=True)
+    for report in plan.broken.values():
+        console.print(f"broken: {report}", style="yellow", soft_wrap=True)
 
 
 def fetch_checkpoints(plan: Any, console: Console) -> None:
@@ -187,9 +215,13 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     plan = planning.make(
         entered, results, data_root=options.data_root, allow_broken=options.allow_broken, rerun=options.rerun
     )
-    print_plan(plan, places, options.results, console, cells=options.dry_run)
+    print_plan(plan, places, options, console)
+    print_unusable(plan, options, console)
     if options.dry_run:
         return 0
+    if plan.broken:
+        print("error: files of datasets are broken (above); nothing was started", file=sys.stderr)
+        return 2
     if plan.missing and not options.skip_missing:
         print("error: datasets are missing (above); --skip-missing goes on without their cells", file=sys.stderr)
         return 2

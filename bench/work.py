@@ -16,12 +16,13 @@ import torch
 import datasets
 import methods
 from bench import environment, evidence
-from bench.data import SquashedSplit, fixed_subset, open_splits
+from bench.data import SquashedSplit, fixed_subset, open_cache, open_splits
 from bench.evaluation import Evaluation, evaluate
 from bench.metrics import METRICS
 from bench.spec import SCHEMA, Cell
 from bench.store import Attempt
 from bench.training import Machine, Progress, Trainer, Training
+from datasets.cache import Cache
 from methods.delta import CARD, WEIGHTS
 from methods.sam.checkpoints import CheckpointError, resolve
 
@@ -56,6 +57,7 @@ def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, w
     except CheckpointError as error:
         raise CheckpointError(f"{error} Where it lies on this machine: --checkpoint PATH") from None
     splits = open_splits(cell, options.data_root, allow_broken=options.allow_broken)
+    cache = open_cache(cell, splits)
     model = cell.method().build(context).to(options.device)
     log.info("%s: trainable parameters %s of %s", cell.id, *model.count().values())
 
@@ -66,8 +68,8 @@ def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, w
         parts = [("train", regime.max_train_images), ("validation", regime.max_validation_images)]
         used = [fixed_subset(splits[name], limit, dataset.split_seed) for name, limit in parts]
         trainer = Trainer(model, regime, machine, seed=seed, watch=watcher.progress, history=history)
-        record = trainer.fit(*(SquashedSplit(split, context.image_size) for split in used))
-    scored, evaluation = _score(cell, model, splits, machine, watcher)
+        record = trainer.fit(*(SquashedSplit(split, context.image_size, cache=cache) for split in used))
+    scored, evaluation = _score(cell, model, splits, cache, machine, watcher)
     if record.epochs > 1 and record.first_loss == record.last_loss:
         scored["degenerate"].append("the training loss never moved")
 
@@ -100,29 +102,42 @@ def score_again(cell: Cell, attempt: Attempt, options: argparse.Namespace, watch
     """Score the committed adapter with today's metrics; nothing is trained.
 
     Raises:
-        FileNotFoundError: the cell has no result yet.
+        FileNotFoundError: the cell has no result yet, or one with scores of a test set that is not here.
     """
     folder, machine = attempt.cell, Machine(options.device, cell.spec["precision"])
     old = folder.result()
     if old is None:
         raise FileNotFoundError(f"{cell.id} has no result to score again; run it first: python -m bench.cell {cell.id}")
     splits = open_splits(cell, options.data_root, allow_broken=options.allow_broken)
-    scored, evaluation = _score(cell, methods.load(folder.path).to(options.device), splits, machine, watcher)
-    # Only the scoring is new; what the training was made from stays on record, stale or not.
-    made = folder.read()["evidence"]
-    made["source"] = {**made["source"], "evaluation": evidence.source_evidence(cell)["evaluation"]}
-    stale = [mark for mark in options.stale if mark != "source.evaluation"]
+    lost = sorted(old["scores"].keys() - splits.keys())
+    if lost:
+        raise datasets.DatasetMissing(
+            f"{cell.id} has scores of {', '.join(lost)}, not found here: scoring again would lose them. "
+            f"Bring these images back: python -m datasets fetch {cell.spec['dataset']['name']}"
+        )
+    model, cache = methods.load(folder.path).to(options.device), open_cache(cell, splits)
+    scored, evaluation = _score(cell, model, splits, cache, machine, watcher)
+    before = folder.read()["evidence"]
+    made = evidence.rescored(before, evidence.collect(cell, datasets.evidence(splits), before["checkpoint"]))
+    stale = [mark for mark in options.stale if not evidence.of_scores(mark)]
     result = {**old, "attempt": attempt.number, **scored}
     attempt.commit(evaluation.write(attempt.path), result, evidence=made, stale=stale)
 
 
 def _score(
-    cell: Cell, model: methods.Model, splits: dict[str, datasets.Split], machine: Machine, watcher: Watcher
+    cell: Cell,
+    model: methods.Model,
+    splits: dict[str, datasets.Split],
+    cache: Cache | None,
+    machine: Machine,
+    watcher: Watcher,
 ) -> tuple[dict[str, Any], Evaluation]:
     """The part of a result that an evaluation decides, and the evaluation."""
     dataset, began = cell.dataset(), time.perf_counter()
     test_sets = {name: splits[name] for name in dataset.test_sets if name in splits}
-    evaluation = evaluate(model, test_sets, machine, image_size=cell.spec["image_size"], watch=watcher.scoring)
+    evaluation = evaluate(
+        model, test_sets, machine, image_size=cell.spec["image_size"], cache=cache, watch=watcher.scoring
+    )
     return {
         "scores": evaluation.scores,
         "images": evaluation.images,

@@ -16,6 +16,8 @@ METRICS = {
     "dice": {"label": "Dice", "better": "higher"},
     "accuracy": {"label": "Acc", "better": "higher"},
     "s_measure": {"label": "S", "better": "higher"},
+    "e_measure_mean": {"label": "E", "better": "higher"},
+    "weighted_f_measure_b03": {"label": "F", "better": "higher"},
     "mae": {"label": "MAE", "better": "lower"},
     "ber_image": {"label": "BER", "better": "lower"},
 }
@@ -35,7 +37,7 @@ class ResultsFolder:
         dataset: str = "isic2017",
         seed: int = 0,
         scores: Mapping[str, float] | None = None,
-        test_set: str = "test",
+        test_sets: tuple[str, ...] = ("test",),
         state: str = "done",
         stale: tuple[str, ...] = (),
         parameters: Mapping[str, Any] | None = None,
@@ -49,7 +51,7 @@ class ResultsFolder:
         random_backbone: bool = False,
         **setting: Any,
     ) -> Path:
-        """One cell's folder."""
+        """One cell's folder; it has the same scores on each of its test sets."""
         parameters, scores = dict(parameters or {}), dict(scores or {"iou": 0.5})
         spec = {
             "kind": "accuracy",
@@ -73,7 +75,7 @@ class ResultsFolder:
         self.write(folder / "cell.json", {"id": name, "spec": spec, "evidence": {}})
         self.write(folder / "status.json", {"state": state, "reason": None, "attempt": 1, "stale": list(stale)})
         if state == "done":
-            result = self._result(name, spec, scores, test_set, protocol, train_images)
+            result = self._result(name, spec, scores, test_sets, protocol, train_images)
             result["random_backbone"] |= random_backbone
             self.write(folder / "result.json", result)
         return folder
@@ -115,15 +117,20 @@ class ResultsFolder:
 
     @staticmethod
     def _result(
-        name: str, spec: dict[str, Any], scores: dict[str, float], test_set: str, protocol: str, train_images: int
+        name: str,
+        spec: dict[str, Any],
+        scores: dict[str, float],
+        test_sets: tuple[str, ...],
+        protocol: str,
+        train_images: int,
     ) -> dict[str, Any]:
         method, dataset = spec["method"], spec["dataset"]["name"]
         resolved = {"name": method["name"], "parameters": DEFAULTS.get(method["name"], {}) | method["parameters"]}
         return {
             "id": name,
             "resolved": {"method": resolved, "dataset": {"name": dataset, "title": dataset.upper()}},
-            "scores": {test_set: {protocol: scores}},
-            "images": {test_set: 600},
+            "scores": {test_set: {protocol: scores} for test_set in test_sets},
+            "images": dict.fromkeys(test_sets, 600),
             "parameters": {"trainable": 4_020_096, "total": 641_090_000},
             "training": {"train_images": train_images, "train_images_available": 2000, "seconds": 1.0},
             "environment": {"device": "cpu"},

@@ -59,7 +59,7 @@ def test_both_paper_tables_come_from_the_same_cells(folder) -> None:
     folder.add(scores={"iou": 0.7, "dice": 0.8})
     folder.add(dataset="sbu", scores={"ber_image": 0.03})
     found = tables(folder)
-    assert set(found) == {"table1-vit_h-1024-bf16", "table6-vit_h-1024-bf16"}
+    assert set(found) == {f"table{number}-vit_h-1024-bf16" for number in (1, 6, 8)}
     table = found["table1-vit_h-1024-bf16"]
     assert entry(table, "Conv-LoRA", "iou").ours.mean == pytest.approx(70)
     assert entry(table, "Conv-LoRA", "ber_image", data="sbu").ours.mean == pytest.approx(3)
@@ -204,8 +204,30 @@ def test_a_variant_of_a_method_gets_a_plain_table_beside_the_papers(folder) -> N
 
 
 def test_a_test_set_the_paper_does_not_print_gets_a_plain_table(folder) -> None:
-    folder.add(dataset="polyps", test_set="etis", scores={"s_measure": 0.9})
-    assert set(tables(folder)) == {"polyps-vit_h-1024-bf16"}
+    folder.add(dataset="camouflage", test_sets=("camo", "nc4k"), scores={"s_measure": 0.9})
+    found = tables(folder)
+    assert set(found) == {f"{name}-vit_h-1024-bf16" for name in ("table1", "table7", "camouflage")}
+    assert entry(found["camouflage-vit_h-1024-bf16"], "conv_lora", "s_measure", "nc4k", "camouflage").ours.mean == 90
+
+
+def test_a_test_set_that_was_missing_reads_as_not_run(folder) -> None:
+    """One copy of the polyps had all five test sets, another three, and the third has scored two of them yet."""
+    scores = {"s_measure": 0.9, "mae": 0.02}
+    folder.add(dataset="polyps", seed=0, test_sets=("kvasir", "cvc_612", "etis"), scores=scores)
+    folder.add(dataset="polyps", seed=1, test_sets=("kvasir", "cvc_612"), scores=scores)
+    folder.add(dataset="polyps", seed=2, test_sets=("kvasir",), scores=scores)
+    found = tables(folder)
+    table = found["table5-vit_h-1024-bf16"]
+    counts = {}
+    for test_set in ("kvasir", "cvc_612", "etis", "cvc_t", "cvc_colondb"):
+        ours = entry(table, "Conv-LoRA", "s_measure", test_set, "polyps")
+        counts[test_set] = ours.ours and ours.ours.n
+        assert ours.below_plan == (test_set in ("cvc_612", "etis")) and ours.paper
+    assert counts == {"kvasir": 3, "cvc_612": 2, "etis": 1, "cvc_t": None, "cvc_colondb": None}
+    assert entry(table, "Conv-LoRA", "mae", "etis", "polyps").ours.mean == pytest.approx(2)
+    assert entry(table, "Conv-LoRA", "e_measure_mean", "kvasir", "polyps").ours is None
+    assert "Test images: polyps/kvasir 600, polyps/cvc_612 600, polyps/etis 600." in table.caption.text
+    assert entry(found["table1-vit_h-1024-bf16"], "Conv-LoRA", "s_measure", "cvc_612", "polyps").ours.n == 2
 
 
 def test_datasets_with_parameters_or_shots_stand_apart(folder) -> None:

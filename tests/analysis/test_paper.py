@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import pandas as pd
 import pytest
 
+import datasets
 from analysis import paper
 from analysis.results import read_results
 from analysis.source import sources
+from bench.metrics import METRICS
 
 
 def line_of(number: int, method: str, dataset: str, metric: str):
@@ -30,12 +33,59 @@ def test_numbers_are_text_as_printed(number, method, dataset, metric, value, err
     assert (line.value, line.standard_error) == (value, error)
 
 
-def test_tables_are_complete() -> None:
-    assert len(paper.lines_of(1)) == 11 * 14
-    assert len(paper.lines_of(6)) == 10 * 4
-    for number in paper.TITLES:
-        for line in paper.lines_of(number).itertuples():
-            assert all(paper.heading(line))
+POLYPS = ["Kvasir", "CVC-612", "CVC-ColonDB", "ETIS", "CVC-T"]
+S_E_F_MAE = ["Sα", "Eφ", "Fβw", "MAE"]  # noqa: RUF001
+COLUMNS = {
+    1: [
+        *(f"{name} {metric}" for name in ("Kvasir", "CVC-612") for metric in S_E_F_MAE[:2]),
+        "ISIC 2017 Jac", "ISIC 2017 Dice",
+        *(f"CAMO {metric}" for metric in S_E_F_MAE[:3]),
+        "SBU BER", "Leaf IoU", "Leaf Dice", "Road IoU", "Road Dice",
+    ],
+    5: [f"{name} {metric}" for name in POLYPS for metric in S_E_F_MAE],
+    6: [f"ISIC 2017 {metric}" for metric in ("Jac", "T-Jac", "Dice", "Acc")],
+    7: [f"{name} {metric}" for name in ("CHAMELEON", "CAMO", "COD10K") for metric in S_E_F_MAE],
+    8: ["SBU BER"],
+    9: ["Leaf IoU", "Leaf Dice", "Leaf Acc"],
+    10: ["Road IoU", "Road Dice", "Road Acc"],
+}  # fmt: skip
+METHODS = ["decoder-only", "BitFit", "Adapter", "VPT", "LST", "SAM-Adapter", "SSF", "LoRA", "Conv-LoRA"]
+
+
+@pytest.mark.parametrize("number", paper.TITLES)
+def test_tables_are_complete_and_in_the_papers_order(number: int) -> None:
+    lines = paper.lines_of(number)
+    headings = [paper.heading(line) for line in lines.itertuples()]
+    assert list(dict.fromkeys(f"{group} {label}" for group, label, _ in headings)) == COLUMNS[number]
+    first, *others = dict.fromkeys(lines["method"])
+    assert others == (["scratch", *METHODS] if number == 1 else METHODS), first
+    assert len(lines) == len(COLUMNS[number]) * (1 + len(others))
+    assert not lines.duplicated(["method", "dataset", "metric"]).any()
+    lower = {f"{group} {label}" for group, label, better in headings if better == "lower"}
+    assert lower == {column for column in COLUMNS[number] if column.endswith((" MAE", " BER"))}
+
+
+def test_table_1_repeats_the_full_tables() -> None:
+    """Two places where a number was read from the paper, and two where it was mapped to a cell of ours."""
+    said = ["value", "standard_error", "our_parameters", "shots", "scale", "paper_runs"]
+    keys = ["our_method", "our_dataset", "test_set", "our_metric"]
+    full = pd.concat([paper.lines_of(number) for number in paper.TITLES if number != 1]).set_index(keys)
+    assert full.index.is_unique
+    table1 = paper.lines_of(1)
+    repeated = table1[table1["method"] != "scratch"].set_index(keys)
+    assert len(repeated) == 10 * 14
+    pd.testing.assert_frame_equal(repeated[said], full.loc[repeated.index, said])
+
+
+@pytest.mark.parametrize("number", paper.TITLES)
+def test_each_number_stands_for_something_we_score(number: int) -> None:
+    for line in paper.lines_of(number).itertuples():
+        assert line.test_set in datasets.registry[line.our_dataset].test_sets
+        assert METRICS[line.our_metric].better == paper.heading(line)[2]
+        assert METRICS[line.our_metric].aggregate == "mean", "all of these are means over images"
+        assert (line.scale, line.shots, line.our_parameters) == ("100", "", "")
+    printed = {(line.our_dataset, line.our_metric) for line in paper.lines_of(number).itertuples()}
+    assert all(metric in datasets.registry[dataset].metrics for dataset, metric in printed)
 
 
 @pytest.mark.parametrize(

@@ -167,7 +167,7 @@ def test_the_terminal_shows_whole_numbers_at_any_width(folder, width: int) -> No
         assert max(map(len, lines)) <= width
         assert not any("…" in line for line in lines)
         text = "\n".join(lines)
-        assert text.count("51.0 ± 1.00") == 3
+        assert text.count("51.0 ± 1.00") == {"1": 3, "6": 3}.get(table.subject, 0)
         assert ("Not run here, in the files only: Kvasir, CVC-612, CAMO, Road." in text) == (table.subject == "1")
 
 

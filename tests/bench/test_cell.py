@@ -119,7 +119,8 @@ def test_a_cell_writes_all_that_is_promised(trained):
     assert trained.status()["state"] == "done"
     card = read_json(trained.path / "cell.json")
     assert card["id"] == trained.id == Cell(card["spec"]).id
-    assert set(card["evidence"]) == {"data", "split", "images", "checkpoint", "source"}
+    assert set(card["evidence"]) == {"data", "images", "checkpoint", "source"}
+    assert set(card["evidence"]["data"]) == {"train", "validation", "test"}
     assert card["evidence"]["images"] == {"train": 8, "validation": 4, "test": 4}
     (line,) = map(json.loads, (trained.path / "history.jsonl").read_text().splitlines())
     assert (line["epoch"], line["step"]) == (1, 2)

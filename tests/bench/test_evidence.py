@@ -11,7 +11,16 @@ import pytest
 
 import datasets
 import methods
-from bench.evidence import differing, digest, module_digest, source_evidence, stripped
+from bench.evidence import (
+    differing,
+    digest,
+    module_digest,
+    of_scores,
+    rescored,
+    source_evidence,
+    stripped,
+    unscored,
+)
 from bench.spec import Cell, make_cell
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -199,10 +208,66 @@ def test_each_component_has_its_digest():
     assert len({lora["method"], conv_lora["method"], both["method"]}) == 3
 
 
-def test_differing_names_the_pieces():
-    old = {"data": "a", "split": "b", "source": {"method": "m", "training": "t"}, "images": {"test": 4}}
-    assert differing(old, old) == []
-    assert differing(old, old | {"data": "x"}) == ["data"]
-    assert differing(old, old | {"source": {"method": "x", "training": "t"}}) == ["source.method"]
-    assert differing(old, old | {"images": {"test": 4, "easy": 2}}) == ["images.easy"]
-    assert differing({}, old) == ["data", "images", "source", "split"]
+MADE = {
+    "data": {"train": "a", "validation": "b", "camo": "c", "cod10k": "d"},
+    "images": {"train": 9, "validation": 3, "camo": 5, "cod10k": 7},
+    "checkpoint": "k",
+    "source": {"method": "m", "training": "t", "evaluation": "e"},
+}
+OLD_FORM = {**MADE, "data": "of all splits", "split": "of the lists"}
+
+
+def changed(evidence: dict, part: str, **values: object) -> dict:
+    return evidence | {part: evidence[part] | values}
+
+
+def without(evidence: dict, split: str) -> dict:
+    """The evidence of a copy that lacks a test set."""
+    kept = {part: {k: v for k, v in evidence[part].items() if k != split} for part in ("data", "images")}
+    return evidence | kept
+
+
+@pytest.mark.parametrize(
+    ("new", "pieces"),
+    [
+        (MADE, []),
+        (MADE | {"checkpoint": "x"}, ["checkpoint"]),
+        (changed(MADE, "source", method="x", evaluation="x"), ["source.evaluation", "source.method"]),
+        (changed(MADE, "data", train="x", camo="x"), ["data.camo", "data.train"]),
+        (changed(changed(MADE, "data", train="x"), "images", train=8), ["data.train"]),
+        (changed(MADE, "data", nc4k="n"), []),
+        (without(MADE, "camo"), []),
+    ],
+)
+def test_differing_names_the_pieces(new, pieces):
+    assert differing(MADE, new) == pieces == differing(new, MADE)
+
+
+def test_evidence_of_before_the_digests_by_split_is_stale_and_no_error():
+    assert differing(OLD_FORM, MADE) == ["data", "split"]
+    assert unscored(OLD_FORM, MADE) == []
+    assert differing({}, MADE) == ["checkpoint", "source.evaluation", "source.method", "source.training"]
+
+
+def test_test_sets_that_came_later_are_known():
+    assert unscored(MADE, changed(MADE, "data", nc4k="n", chameleon="m")) == ["chameleon", "nc4k"]
+    assert unscored(MADE, without(MADE, "camo")) == []
+    assert unscored(without(MADE, "camo"), MADE) == ["camo"]
+
+
+def test_which_pieces_need_a_training():
+    pieces = ("data.camo", "data.test", "source.evaluation")
+    assert [piece for piece in pieces if of_scores(piece)] == [*pieces]
+    pieces = ("data", "data.train", "data.validation", "split", "checkpoint", "source.method", "source.dataset")
+    assert [piece for piece in pieces if of_scores(piece)] == []
+
+
+def test_scoring_again_renews_what_scores_are_made_from_and_nothing_else():
+    today = changed(changed(MADE, "data", train="x", camo="x", nc4k="n"), "images", train=8, nc4k=4)
+    today = changed(today | {"checkpoint": "x"}, "source", method="x", evaluation="x")
+    made = rescored(MADE, without(today, "cod10k"))
+    assert made["data"] == {"train": "a", "validation": "b", "camo": "x", "nc4k": "n"}
+    assert made["images"] == {"train": 9, "validation": 3, "camo": 5, "nc4k": 4}
+    assert made["source"] == {"method": "m", "training": "t", "evaluation": "x"} and made["checkpoint"] == "k"
+    assert differing(made, today) == ["checkpoint", "data.train", "source.method"]
+    assert rescored(OLD_FORM, today) == changed(OLD_FORM, "source", evaluation="x")

@@ -12,6 +12,8 @@ from bench import matrix
 from bench.matrix import Entered, MatrixError, expand, override, read, select
 
 TOP = 'name = "mine"\nbackbone = "tiny"\nimage_size = 64\n'
+BINARY = ("polyps", "isic2017", "camouflage", "sbu", "leaf", "road")
+TABLES = dict(zip((f"table{number}" for number in range(5, 11)), BINARY, strict=True))
 BLOCK = '[[cells]]\ndatasets = ["shapes"]\nmethods = ["lora"]\n'
 
 
@@ -98,9 +100,9 @@ def test_a_regime_can_be_a_presets_name(cells):
 def test_a_star_stands_for_every_plugin(cells):
     found = cells(block(methods='["*"]'))
     assert [item.cell.spec["method"]["name"] for item in found] == methods.registry.names()
-    assert {item.cell.spec["dataset"]["name"] for item in cells(block(datasets='["*"]'))} == set(
-        datasets.registry.names()
-    )
+    found = cells(block(datasets='["*"]'))
+    needs_parameters = {"folder"}
+    assert {item.cell.spec["dataset"]["name"] for item in found} == set(datasets.registry.names()) - needs_parameters
 
 
 def test_a_block_wins_over_the_top(cells):
@@ -159,10 +161,26 @@ def test_the_matrices_that_were_promised():
     smoke = expand(read("smoke"), precision="fp32")
     assert [item.cell.spec["method"]["name"] for item in smoke] == methods.registry.names()
     assert {(item.cell.spec["backbone"], item.cell.spec["image_size"]) for item in smoke} == {("tiny", 128)}
+    for name in {"table1", "full"} | TABLES.keys():
+        found = expand(read(name), precision="bf16")
+        assert {(item.cell.spec["backbone"], item.cell.spec["image_size"]) for item in found} == {("vit_h", 1024)}
+        assert {item.cell.spec["seed"] for item in found} == {0, 1, 2}
+
+
+def ids(name: str) -> set[str]:
+    return {item.cell.id for item in expand(read(name), precision="bf16")}
+
+
+def test_the_tables_share_their_cells():
+    """Table 1 prints some columns of tables 5 to 10 beside each other, and training from scratch with them."""
     table1 = expand(read("table1"), precision="bf16")
-    assert {(item.cell.spec["backbone"], item.cell.spec["image_size"]) for item in table1} == {("vit_h", 1024)}
-    assert {item.cell.spec["seed"] for item in table1} == {0, 1, 2}
-    assert {item.cell.id for item in table1} <= {item.cell.id for item in expand(read("full"), precision="bf16")}
+    assert {item.cell.spec["dataset"]["name"] for item in table1} == set(BINARY)
+    assert len(table1) == len(BINARY) * 10 * 3
+    for name, dataset in TABLES.items():
+        same = {item.cell.id for item in table1 if item.cell.spec["dataset"]["name"] == dataset}
+        assert ids(name) == {cell for cell in same if "-scratch-" not in cell}
+    assert ids("table1") <= ids("full")
+    assert len(ids("full")) == len(BINARY) * (11 * 3 + 3)
 
 
 # Text of a file, and what the message must hold besides the file's name.

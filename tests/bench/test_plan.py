@@ -2,35 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 import datasets
 import methods
 from bench import evidence, plan
-from bench.matrix import Entered
+from bench.matrix import Entered, MatrixError
 from bench.plan import RERUN, Plan
-from bench.spec import Cell, make_cell
+from bench.spec import Cell, canonical, make_cell
 from bench.store import STATES, CellFolder, Results, read_json
 
 ENDS = ("done", "failed", "oom", "timeout", "interrupted")
 
 
-def tiny_cell(dataset: str = "shapes", seed: int = 0, **choices) -> Cell:
-    parameters = (
-        {"train_images": 8, "validation_images": 4, "test_images": 4, "size": 64} if dataset == "shapes" else {}
-    )
+def tiny_cell(dataset: str | datasets.Dataset = "shapes", seed: int = 0, **choices) -> Cell:
+    if isinstance(dataset, str):
+        small = {"train_images": 8, "validation_images": 4, "test_images": 4, "size": 64}
+        dataset = datasets.load(dataset, **(small if dataset == "shapes" else {}))
     choices = {"method": methods.create("lora"), "backbone": "tiny", "checkpoint": "none"} | choices
-    return make_cell(
-        dataset=datasets.load(dataset, **parameters), seed=seed, image_size=64, precision="fp32", **choices
-    )
+    return make_cell(dataset=dataset, seed=seed, image_size=64, precision="fp32", **choices)
 
 
 @pytest.fixture(autouse=True)
-def no_data(monkeypatch, tmp_path):
-    """An empty place for datasets."""
-    monkeypatch.setenv("BENCH_DATA_ROOT", str(tmp_path / "data"))
+def empty_data_root(data_root):
+    """No test reads what the machine has."""
 
 
 @pytest.fixture
@@ -75,7 +76,7 @@ def test_what_runs_unasked(results, state, runs):
     """Failures are not tried again, what another process runs is left to it."""
     ended(results, tiny_cell(), state)
     (only,) = make(results, tiny_cell()).cells
-    assert (only.state, only.runs) == (state, runs)
+    assert (only.state, only.runs) == ("planned" if state == "skipped" else state, runs)
 
 
 def test_a_reason_is_shown(results):
@@ -106,6 +107,7 @@ def test_changed_evidence_makes_a_result_stale_and_the_mark_comes_and_goes(resul
         patch.setattr(evidence, "_files_digest", lambda patterns: "changed")
         made = make(results, cell)
         assert made.cells[0].state == "stale"
+        assert made.cells[0].stale == ["source.evaluation", "source.training"]
         assert made.cells[0].note == "differs in source.evaluation, source.training"
         assert not made.todo()
         plan.write(made, results)
@@ -120,7 +122,9 @@ def test_other_images_make_a_result_stale(results, monkeypatch):
     cell = tiny_cell()
     ended(results, cell, "done")
     monkeypatch.setattr(type(cell.dataset()), "split_seed", 1)
-    assert make(results, cell).cells[0].note == "differs in data"
+    (only,) = make(results, cell).cells
+    assert only.stale == ["data.test", "data.train", "data.validation"]
+    assert only.note == "differs in data.test, data.train, data.validation" and not only.rescore
 
 
 def test_a_missing_dataset_is_skipped_with_what_was_looked_for(results, tmp_path):
@@ -132,6 +136,61 @@ def test_a_missing_dataset_is_skipped_with_what_was_looked_for(results, tmp_path
     plan.write(made, results)
     status = results.cell(tiny_cell("isic2017").id).status()
     assert (status["state"], status["reason"]) == ("skipped", "dataset isic2017 is missing")
+    assert {path.name.partition("-")[0] for path in (results.path / "manifests").iterdir()} == {"shapes"}
+
+
+def test_a_dataset_that_came_later_is_no_longer_missing(results, data_root):
+    cell = tiny_cell("isic2017")
+    plan.write(make(results, cell), results)
+    assert results.cell(cell.id).status()["state"] == "skipped"
+    data_root.isic2017()
+    made = make(results, cell)
+    assert [(one.state, one.note, one.runs) for one in made.cells] == [("planned", "", True)] and not made.missing
+    plan.write(made, results)
+    status = results.cell(cell.id).status()
+    assert (status["state"], status["reason"]) == ("planned", None)
+    assert results.cell(cell.id).read()["evidence"] == made.cells[0].evidence
+
+
+def test_all_that_is_missing_or_broken_is_told_at_once(results, data_root):
+    """Two datasets are missing, two have broken files, one is sound."""
+    isic, polyps = data_root.isic2017(), data_root.polyps("Kvasir")
+    broken = isic / "ISIC-2017_Training_Data" / "ISIC_0000003.jpg"
+    broken.write_bytes(broken.read_bytes()[:100])
+    (polyps / "TestDataset" / "Kvasir" / "masks" / "1.png").unlink()
+    names = ("isic2017", "sbu", "polyps", "leaf", "shapes")
+    made = make(results, *(tiny_cell(name, seed=seed) for seed in range(2) for name in names))
+    assert [cell.state for cell in made.cells] == ["skipped"] * 4 + ["planned"] + ["skipped"] * 4 + ["planned"]
+    assert list(made.missing) == ["sbu", "leaf"] and list(made.broken) == ["isic2017", "polyps"]
+    assert "ISIC_0000003.jpg" in made.broken["isic2017"]
+    assert "images without a mask (1)" in made.broken["polyps"] and "1.png" in made.broken["polyps"]
+    assert made.cells[0].note == "dataset isic2017 is broken"
+    with pytest.warns(UserWarning, match="left out"):
+        repaired = make(results, *map(tiny_cell, names), allow_broken=True)
+    assert not repaired.broken and repaired.cells[0].evidence["images"]["train"] == 5
+
+
+def test_datasets_of_one_name_are_told_apart_by_their_parameters(results):
+    cells = [tiny_cell(dataset=datasets.load("folder", of=name)) for name in ("lungs", "hearts")]
+    made = make(results, *cells)
+    assert list(made.missing) == ["folder of=lungs", "folder of=hearts"]
+    assert made.cells[1].note == "dataset folder of=hearts is missing"
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        (
+            ("trans10k_v2", "shapes", "isic2017", "camvid"),
+            r"not camvid \(11 classes\), trans10k_v2 \(12 classes\)\. .*--only dataset=isic2017,shapes",
+        ),
+        (("trans10k_v1",), r"trans10k_v1 \(3 classes\)\. Choose binary datasets"),
+    ],
+)
+def test_datasets_of_several_classes_are_refused_before_anything_is_opened(results, monkeypatch, names, said):
+    monkeypatch.setattr(plan, "open_splits", lambda *_, **__: pytest.fail("opened"))
+    with pytest.raises(MatrixError, match=said):
+        make(results, *(tiny_cell(name, seed=seed) for name in names for seed in range(2)))
 
 
 @pytest.mark.parametrize("rerun", [None, "all"])
@@ -180,7 +239,9 @@ def test_a_dataset_is_opened_once_for_all_its_cells_but_few_shot_sets_by_seed(re
     made = make(results, *(tiny_cell(seed=seed, shots=2) for seed in range(3)))
     assert len(opened) == 4
     assert {cell.evidence["images"]["train"] for cell in made.cells} == {2}
-    assert len({cell.evidence["split"] for cell in made.cells}) > 1
+    digests = [cell.evidence["data"] for cell in made.cells]
+    assert len({digest["train"] for digest in digests}) == 3
+    assert len({digest["test"] for digest in digests}) == 1
 
 
 def test_backbones_without_weights_are_known(results):
@@ -199,3 +260,115 @@ def test_the_checkpoint_is_part_of_the_evidence_not_its_place(results, tmp_path)
         file.write_bytes(content)
         seen.append(plan.make([Entered(cell, str(file))], results).cells[0].evidence["checkpoint"])
     assert seen[0] == seen[1] != seen[2]
+
+
+@pytest.fixture
+def scored(results, data_root) -> CellFolder:
+    """A done cell of the polyps, of which two test sets are here."""
+    data_root.polyps("Kvasir", "CVC-300")
+    return ended(results, tiny_cell("polyps"), "done")
+
+
+def test_a_test_set_that_came_later_asks_for_scores_and_for_no_training(results, data_root, scored):
+    data_root.polyps("ETIS-LaribPolypDB", "CVC-ColonDB")
+    for rerun in (None, "stale"):
+        (only,) = make(results, tiny_cell("polyps"), rerun=rerun).cells
+        assert (only.state, only.runs, only.stale, only.rescore) == ("done", False, [], True)
+        assert only.note == "has no scores of cvc_colondb, etis"
+    plan.write(make(results, tiny_cell("polyps")), results)
+    assert "stale" not in scored.status(), "what it says of the others is as good as before"
+
+
+def test_a_copy_that_lacks_a_test_set_changes_nothing(results, data_root, scored):
+    (data_root.path / "polyps" / "TestDataset" / "CVC-300").rename(data_root.path / "elsewhere")
+    (only,) = make(results, tiny_cell("polyps")).cells
+    assert (only.state, only.note, only.rescore) == ("done", "", False)
+    assert set(only.evidence["data"]) == {"train", "validation", "kvasir"}
+
+
+@pytest.mark.parametrize(
+    ("folder", "piece", "rescore"),
+    [("TestDataset/Kvasir/masks", "data.kvasir", True), ("TrainDataset/mask", "data.train", False)],
+)
+def test_the_split_that_changed_is_named(results, data_root, scored, folder, piece, rescore):
+    files = sorted((data_root.path / "polyps" / folder).iterdir())
+    for file in files if piece == "data.kvasir" else [in_training(data_root, files)]:
+        Image.new("L", (32, 24), 255).save(file)
+        os.utime(file, ns=(1, 1))
+    (only,) = make(results, tiny_cell("polyps")).cells
+    assert (only.state, only.stale, only.note, only.rescore) == ("stale", [piece], f"differs in {piece}", rescore)
+
+
+def in_training(data_root, files: list[Path]) -> Path:
+    """One of the files that were not drawn for validation."""
+    names = datasets.load("polyps").open(data_root.path)["train"].identifiers
+    return next(file for file in files if file.stem in names)
+
+
+def test_results_of_before_the_digests_by_split_read_as_stale(results, scored):
+    card = scored.read()
+    scored.create(tiny_cell("polyps"), card["evidence"] | {"data": "d", "split": "s"})
+    (only,) = make(results, tiny_cell("polyps")).cells
+    assert (only.state, only.note, only.rescore) == ("stale", "differs in data, split", False)
+
+
+def manifests(results: Results) -> dict[str, dict]:
+    return {path.name: read_json(path) for path in (results.path / "manifests").glob("*")}
+
+
+def test_a_plan_that_is_written_leaves_a_manifest_of_each_dataset(results, data_root):
+    data_root.polyps("Kvasir")
+    data_root.isic2017()
+    cells = [tiny_cell(name, seed=seed) for name in ("polyps", "isic2017", "shapes") for seed in range(2)]
+    made = make(results, *cells)
+    assert not results.path.exists()
+    plan.write(made, results)
+    found = manifests(results)
+    assert Counter(name.partition("-")[0] for name in found) == {"polyps": 1, "isic2017": 1, "shapes": 1}
+    for name, content in found.items():
+        assert name.removesuffix(".json").endswith(hashlib.sha256(canonical(content).encode()).hexdigest()[:12])
+        for split, lines in content["samples"].items():
+            assert len(lines) == content["images"][split]
+            assert hashlib.sha256("\n".join(lines).encode()).hexdigest() == content["data"][split]
+    for cell in cells:
+        made_from = results.cell(cell.id).read()["evidence"]["data"]
+        (own,) = (content for content in found.values() if content["data"] == made_from)
+        assert own["dataset"] == cell.spec["dataset"], "this is how a cell's manifest is found"
+    (polyps,) = (content for name, content in found.items() if name.startswith("polyps"))
+    assert polyps["dataset"] == {"name": "polyps", "version": 1} and polyps["split_seed"] == 1450
+    assert polyps["layout"] == "PraNet's re-pack"
+    assert polyps["images"] == {"train": 8, "validation": 2, "kvasir": 3}
+    (shapes,) = (content for name, content in found.items() if name.startswith("shapes"))
+    assert shapes["layout"] is None and shapes["dataset"]["parameters"]["train_images"] == 8
+
+
+def test_a_manifest_is_the_same_wherever_the_files_lie_and_is_written_once(results, data_root, tmp_path):
+    data_root.polyps("Kvasir")
+    plan.write(make(results, tiny_cell("polyps")), results)
+    (path,) = (results.path / "manifests").iterdir()
+    before, content = path.stat().st_mtime_ns, path.read_text()
+    assert str(tmp_path) not in content
+    data_root.path.rename(tmp_path / "moved")
+    plan.write(make(results, tiny_cell("polyps"), data_root=tmp_path / "moved"), results)
+    assert [path] == list((results.path / "manifests").iterdir())
+    assert path.stat().st_mtime_ns == before
+    data_root.path.mkdir()
+    (tmp_path / "moved" / "polyps").rename(data_root.path / "polyps")
+    data_root.polyps("CVC-300")
+    plan.write(make(results, tiny_cell("polyps")), results)
+    assert len(manifests(results)) == 2, "the old one stays: results are made from it"
+    assert path.read_text() == content
+
+
+def test_few_shot_sets_are_stored(results, data_root):
+    data_root.polyps("Kvasir", train=40)
+    cells = [tiny_cell("polyps", seed=seed, shots=shots) for seed in range(2) for shots in (1, 2, 4)]
+    plan.write(make(results, *cells), results)
+    found = list(manifests(results).values())
+    assert len(found) == 6
+    for content in found:
+        assert content["images"]["train"] == content["dataset"]["shots"] and content["images"]["validation"] == 8
+    for seed in range(2):
+        own = sorted((c for c in found if c["seed"] == seed), key=lambda c: c["dataset"]["shots"])
+        one, two, four = (set(content["samples"]["train"]) for content in own)
+        assert one < two < four

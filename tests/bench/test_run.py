@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,9 +17,11 @@ import psutil
 import pytest
 
 from bench import tracking
+from bench.cell import main as run_cell
 from bench.matrix import MatrixError, expand, read
 from bench.run import filters, main, settings
 from bench.store import CellFolder, Results, read_json
+from datasets.files import FileDataset
 
 ROOT = Path(__file__).resolve().parents[2]
 MATRIX = """
@@ -153,19 +156,117 @@ def test_a_usage_error_is_one_message_and_nothing_is_written(three, capsys, more
     assert not (three.parent / "results").exists()
 
 
-def test_a_missing_dataset_stops_the_run_unless_told_otherwise(tmp_path, capsys, monkeypatch):
-    monkeypatch.setenv("BENCH_DATA_ROOT", str(tmp_path / "data"))
-    matrix = write_matrix(tmp_path, '["lora"]')
-    matrix.write_text(matrix.read_text() + '[[cells]]\ndatasets = ["isic2017"]\nmethods = ["lora"]\n')
-    assert main(words(matrix, "--only", "dataset=isic2017")) == 2
+PAPERS_BINARY = ("polyps", "isic2017", "camouflage", "sbu", "leaf", "road")
+
+
+def add_datasets(matrix: Path, *names: str) -> Path:
+    """A block with one more cell for each dataset."""
+    matrix.write_text(f'{matrix.read_text()}[[cells]]\ndatasets = {list(names)}\nmethods = ["lora"]\n')
+    return matrix
+
+
+def test_missing_datasets_stop_the_run_unless_told_otherwise(tmp_path, data_root, capsys):
+    """Each has a line of its own, however many cells need it."""
+    matrix = add_datasets(write_matrix(tmp_path, '["lora"]'), *PAPERS_BINARY)
+    only = words(matrix, "--only", "dataset=sbu,leaf", "--set", "seeds=[0, 1, 2]")
+    missing = [
+        f"missing: {name}: not found in {data_root.path}; python -m datasets fetch {name}" for name in ("sbu", "leaf")
+    ]
+    assert main([*only, "--dry-run"]) == 0, "looking at a plan is no failure"
     shown = capsys.readouterr()
-    assert str(tmp_path / "data") in shown.out, "it says where it looked"
+    assert [line for line in shown.out.splitlines() if line.startswith("missing")] == missing and not shown.err
+    assert main(only) == 2
+    shown = capsys.readouterr()
+    assert [line for line in shown.out.splitlines() if line.startswith("missing")] == missing
+    assert shown.out.rstrip().endswith("python -m datasets list NAME")
     assert "--skip-missing" in shown.err
     assert not (tmp_path / "results").exists()
-    assert main(words(matrix, "--only", "dataset=isic2017", "--skip-missing")) == 0
+    assert main([*only, "--data-root", str(data_root.path)]) == 2
+    assert f"fetch leaf --data-root {data_root.path}" in capsys.readouterr().out, "the command can be copied"
+    assert main([*only, "--skip-missing"]) == 0
     assert "executed 0 cells" in capsys.readouterr().out
-    (cell,) = Results(tmp_path / "results").cells()
-    assert cell.status()["state"] == "skipped"
+    assert [cell.status()["state"] for cell in Results(tmp_path / "results").cells()] == ["skipped"] * 6
+
+
+def test_without_a_data_folder_that_is_said(tmp_path, data_root, capsys, monkeypatch):
+    monkeypatch.delenv("BENCH_DATA_ROOT")
+    matrix = add_datasets(write_matrix(tmp_path, '["lora"]'), "sbu")
+    assert main(words(matrix, "--dry-run")) == 0
+    assert "missing: sbu: no data folder was named; python -m datasets fetch sbu" in capsys.readouterr().out
+
+
+def test_broken_files_of_all_datasets_are_told_and_nothing_runs(tmp_path, data_root, capsys):
+    for file in (
+        data_root.isic2017() / "ISIC-2017_Validation_Part1_GroundTruth" / "ISIC_0000001_segmentation.png",
+        data_root.polyps("Kvasir") / "TestDataset" / "Kvasir" / "images" / "2.png",
+    ):
+        file.write_bytes(file.read_bytes()[:50])
+    matrix = add_datasets(write_matrix(tmp_path, '["lora"]'), *PAPERS_BINARY)
+    for more, code in (("--dry-run", 0), ("--skip-missing", 2)):
+        assert main(words(matrix, more)) == code
+        shown = capsys.readouterr()
+        assert "7 cells (1 planned, 6 skipped); 1 to run" in shown.out
+        assert "ISIC_0000001_segmentation.png" in shown.out and "TestDataset/Kvasir/images/2.png" in shown.out
+        assert shown.out.count("\nmissing: ") == 4 and shown.out.count("\nbroken: ") == 2
+        assert ("nothing was started" in shown.err) == (code == 2)
+        assert not (tmp_path / "results").exists()
+
+
+def test_a_plan_of_everything_opens_each_dataset_once(tmp_path, data_root, capsys, monkeypatch):
+    data_root.isic2017()
+    data_root.polyps("Kvasir", "CVC-300")
+    opened, original = Counter(), FileDataset.open
+    monkeypatch.setattr(
+        FileDataset,
+        "open",
+        lambda self, *args, **options: opened.update([self.name]) or original(self, *args, **options),
+    )
+    assert main(["--matrix", "full", "--dry-run", "--devices", "cpu", "--results", str(tmp_path / "results")]) == 0
+    shown = capsys.readouterr().out
+    assert opened == Counter(PAPERS_BINARY)
+    assert "216 cells (72 planned, 144 skipped); 72 to run" in shown
+    assert shown.count("\nmissing: ") == 4
+
+
+def test_datasets_of_several_classes_are_a_usage_error(tmp_path, data_root, capsys):
+    matrix = add_datasets(write_matrix(tmp_path, '["lora"]'), "trans10k_v2", "isic2017")
+    assert main(words(matrix, "--dry-run")) == 2
+    error = capsys.readouterr().err
+    assert "trans10k_v2 (12 classes)" in error and "--only dataset=isic2017,shapes" in error
+    assert main(words(matrix, "--dry-run", "--only", "dataset=shapes")) == 0
+
+
+def test_a_test_set_that_came_later_is_scored_without_a_training(tmp_path, data_root, capsys):
+    """One real cell: trained with one test set at hand, scored again when there are two."""
+    data_root.polyps("Kvasir")
+    matrix = write_matrix(tmp_path, '["decoder_only"]')
+    matrix.write_text(re.sub(r"datasets = .*", 'datasets = ["polyps"]', matrix.read_text()))
+    assert main(words(matrix)) == 0
+    (folder,) = Results(tmp_path / "results").cells()
+    first, adapter = folder.result(), (folder.path / "adapter.safetensors").read_bytes()
+    assert set(first["scores"]) == {"kvasir"}
+
+    data_root.polyps("CVC-300")
+    capsys.readouterr()
+    assert main(words(matrix)) == 0
+    shown = capsys.readouterr().out
+    assert "1 cells (1 done); 0 to run" in shown and "executed 0 cells" in shown
+    assert "1 cells need no training, only new scores (has no scores of cvc_t)" in shown
+    command = re.search(r"python -m bench\.cell ID (--evaluate .*)", shown)[1]
+    assert run_cell([folder.id, *command.split()]) == 0
+    second = folder.result()
+    assert set(second["scores"]) == {"kvasir", "cvc_t"} and second["training"] == first["training"]
+    assert second["scores"]["kvasir"] == first["scores"]["kvasir"]
+    assert (folder.path / "adapter.safetensors").read_bytes() == adapter
+
+    assert main(words(matrix)) == 0
+    assert "need no training" not in capsys.readouterr().out
+    assert len(list((tmp_path / "results" / "manifests").iterdir())) == 2
+
+    (data_root.path / "polyps" / "TestDataset" / "CVC-300").rename(tmp_path / "elsewhere")
+    assert run_cell([folder.id, *command.split()]) != 0
+    assert folder.result() == second and folder.status()["state"] == "done", "no scores are lost"
+    assert "cvc_t" in folder.status()["reason"]
 
 
 def test_a_reason_is_printed_as_it_is(three, capsys):

@@ -323,6 +323,7 @@ def test_an_imported_cell_cannot_be_trained(folders, tmp_path, capsys) -> None:
         (["methods=pranet"], "Did you mean 'method'?"),
         (["method=pra/net", "dataset=polyps", "test_set=kvasir"], "method=pra/net"),
         (["method=pranet", "dataset=isic2017", "test_set=validation"], "Known: test"),
+        (["method=pranet", "dataset=polyps", "test_set=test"], "Known: cvc_612, cvc_colondb, cvc_t, etis, kvasir"),
         (["method=pranet", "dataset=polyps", "test_set=kvasir", "seed=x"], "seed=x"),
     ],
 )
@@ -331,6 +332,25 @@ def test_a_wrong_target_is_refused_before_scoring(tmp_path, capsys, words: list[
     assert run(nowhere, "--as-cell", *words, "--results", str(tmp_path / "results")) == 2
     assert said in capsys.readouterr().err
     assert not (tmp_path / "results").exists()
+
+
+ALL_TEST_SETS = {
+    "polyps": ["kvasir", "cvc_612", "cvc_colondb", "etis", "cvc_t"],
+    "camouflage": ["chameleon", "camo", "cod10k", "nc4k"],
+    **{name: ["test"] for name in ("isic2017", "sbu", "leaf", "road", "trans10k_v2", "camvid", "folder")},
+    "trans10k_v1": ["easy", "hard"],
+}
+
+
+@pytest.mark.parametrize(
+    ("dataset", "test_set"), [(name, test_set) for name, sets in ALL_TEST_SETS.items() for test_set in sets]
+)
+def test_every_test_set_can_be_a_target(folders, tmp_path, dataset: str, test_set: str) -> None:
+    words = ["--as-cell", "method=pranet", f"dataset={dataset}", f"test_set={test_set}"]
+    result = json.loads((enter(folders(), tmp_path / "results", *words) / "result.json").read_text())
+    assert set(result["scores"]) == {test_set}
+    assert result["resolved"]["dataset"]["title"] and result["dataset_metrics"]
+    assert len(read_results(tmp_path / "results").cells) == 1
 
 
 def test_a_target_of_ours_takes_the_datasets_words() -> None:

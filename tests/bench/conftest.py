@@ -1,0 +1,54 @@
+"""Miniatures of published datasets, a few tiny files each."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+
+class DataRoot:
+    """A data folder that is filled dataset by dataset; every image in it is another one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._images = 0
+
+    def isic2017(self, train: int = 6) -> Path:
+        """The challenge's archives."""
+        base = self.path / "isic2017"
+        for split, count in (("Training", train), ("Validation", 2), ("Test_v2", 3)):
+            folders = (base / f"ISIC-2017_{split}_Data", base / f"ISIC-2017_{split}_Part1_GroundTruth")
+            self._pairs(*folders, count, image="ISIC_{:07d}.jpg", mask="ISIC_{:07d}_segmentation.png")
+        return base
+
+    def polyps(self, *test_sets: str, train: int = 10) -> Path:
+        """PraNet's re-pack with the test sets of these folders; called again it adds to what is there."""
+        base = self.path / "polyps"
+        if not (base / "TrainDataset").exists():
+            self._pairs(base / "TrainDataset" / "image", base / "TrainDataset" / "mask", train)
+        for name in test_sets:
+            self._pairs(base / "TestDataset" / name / "images", base / "TestDataset" / name / "masks", 3)
+        return base
+
+    def _pairs(self, images: Path, masks: Path, count: int, image: str = "{}.png", mask: str = "{}.png") -> None:
+        for folder in (images, masks):
+            folder.mkdir(parents=True)
+        for number in range(count):
+            self._images += 1
+            outline = np.zeros((24, 32), dtype=np.uint8)
+            outline[4:14, 6 : 10 + self._images % 16] = 255
+            pixels = np.stack([outline, np.full_like(outline, self._images), 255 - outline], axis=-1)
+            Image.fromarray(pixels).save(images / image.format(number))
+            Image.fromarray(outline).save(masks / mask.format(number))
+
+
+@pytest.fixture
+def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataRoot:
+    """An empty place for datasets, where they are looked for; what is found out about them is remembered nearby."""
+    monkeypatch.setenv("BENCH_DATA_ROOT", str(tmp_path / "data"))
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "data").mkdir()
+    return DataRoot(tmp_path / "data")
