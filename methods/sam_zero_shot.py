@@ -92,21 +92,24 @@ class PromptedSam(Model):
 
 
 def innermost_point(mask: np.ndarray) -> tuple[float, float]:
-    """The centre (x, y) of the foreground pixel that is farthest from the background and from the image's border."""
+    """The foreground pixel (x, y) that is farthest from the background and from the image's border.
+
+    Pixels are counted from 0 as SAM takes them: its prompt encoder moves clicks and boxes to pixel centres itself.
+    """
     import numpy as np
     from scipy.ndimage import distance_transform_edt
 
     distance = distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     row, column = np.unravel_index(distance.argmax(), mask.shape)
-    return column + 0.5, row + 0.5
+    return float(column), float(row)
 
 
 def bounding_box(mask: np.ndarray) -> tuple[float, float, float, float]:
-    """The box (x0, y0, x1, y1) around the foreground, with its outer edges."""
+    """The box (x0, y0, x1, y1) around the foreground: its first and last columns and rows, as SAM was trained."""
     import numpy as np
 
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
-    return columns[0], rows[0], columns[-1] + 1.0, rows[-1] + 1.0
+    return columns[0], rows[0], columns[-1], rows[-1]
 
 
 @register("sam_zero_shot")
@@ -114,6 +117,7 @@ class SamZeroShot(Method):
     """Published SAM, untrained; ``prompt`` "click" and "box" are oracles."""
 
     title: ClassVar[str] = "SAM, zero-shot"
+    version: ClassVar[int] = 2
     evidence: ClassVar[str] = "official code"
     prompt: Prompt = "none"
 

@@ -91,7 +91,7 @@ class Clicker:
         return [self._clicked(features, mask) for mask in target.masks]
 
     def _clicked(self, features: Tensor, mask: np.ndarray) -> Clicked:
-        clicks, labels = [_pixel(mask)], [1.0]
+        clicks, labels = [np.array(innermost_point(mask))], [1.0]
         low, promised = self._answer(features, clicks, labels, None)
         three = [_iou(answer, mask) for answer in self._full(low[:, 1:])]
         chosen = int(promised[0, 1:].argmax())
@@ -120,15 +120,10 @@ def correction(answer: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, float]
     """The pixel (x, y) to click on next and its label: 1 where the object was missed, 0 where the answer spilt."""
     missed, spilt = mask & ~answer, answer & ~mask
     if not missed.any() and not spilt.any():
-        return _pixel(mask), 1.0
+        return np.array(innermost_point(mask)), 1.0
     depth = {1.0: _depth(missed), 0.0: _depth(spilt)}
     label = max(depth, key=depth.get)
-    return _pixel(missed if label else spilt), label
-
-
-def _pixel(region: np.ndarray) -> np.ndarray:
-    """The innermost pixel, as segment_anything counts: it adds the half itself."""
-    return np.array(innermost_point(region)) - 0.5
+    return np.array(innermost_point(missed if label else spilt)), label
 
 
 def _depth(region: np.ndarray) -> float:
@@ -145,7 +140,7 @@ def disc_ious(mask: np.ndarray) -> np.ndarray:
     """The IoU of discs about the first click, one for each of RADII."""
     size = mask.shape[0]
     x, y = innermost_point(mask)
-    ruler = np.arange(size) + 0.5
+    ruler = np.arange(size)
     distance = np.sqrt((ruler[None, :] - x) ** 2 + (ruler[:, None] - y) ** 2) / size
     smallest = np.searchsorted(RADII, distance)  # index of the first radius that reaches the pixel
     inside = np.bincount(smallest[mask], minlength=len(RADII) + 1)[:-1].cumsum()

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from bench.registry import UnknownName
 from bench.download import DownloadError, Progress, download
+from bench.registry import UnknownName
 from methods.sam.sizes import size_of
 from methods.sam.weights import CheckpointError, Shapes, looks_like, read_weights
 

@@ -66,12 +66,12 @@ def test_only_oracles_look_at_the_masks_and_say_so(prompt: str, mini: str, batch
 def test_the_innermost_point_of_a_disc_is_its_centre() -> None:
     rows, columns = np.mgrid[:40, :60]
     disc = (rows - 20) ** 2 + (columns - 31) ** 2 <= 9**2
-    assert innermost_point(disc) == (31.5, 20.5)
-    assert bounding_box(disc) == (22.0, 11.0, 41.0, 30.0)
+    assert innermost_point(disc) == (31, 20)
+    assert bounding_box(disc) == (22, 11, 40, 29)
 
 
 def test_the_image_border_counts_as_a_border() -> None:
-    assert innermost_point(np.ones((9, 9), bool)) == (4.5, 4.5)
+    assert innermost_point(np.ones((9, 9), bool)) == (4, 4)
 
 
 @settings(deadline=None, max_examples=50)
