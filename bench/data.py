@@ -1,13 +1,14 @@
 """Batches of squashed images: order, flips and prefetching as functions of (seed, epoch).
 
-Workers only read files, so their number changes nothing. What was decoded once stays in memory as uint8
-while it fits the budget.
+Workers only read files, so their number changes nothing. Samples that ``python -m datasets prepare`` has
+squashed come from its cache; what else was decoded once stays in memory as uint8 while it fits the budget.
 """
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -18,8 +19,10 @@ from torch import Tensor
 
 from bench.spec import Cell
 from datasets import Split, few_shot, squash_image, squash_mask
+from datasets.cache import Cache
 from methods.randomness import coin
 
+log = logging.getLogger(__name__)
 MEMORY_BUDGET = 8 << 30
 
 
@@ -37,11 +40,12 @@ class SquashedSplit:
     Args:
         split: where images and masks come from.
         size: side in pixels.
+        cache: prepared samples of this size, which are not decoded at all and need no second copy in memory.
         budget: bytes that may be kept in memory; what is beyond is decoded at every use.
     """
 
-    def __init__(self, split: Split, size: int, *, budget: int = MEMORY_BUDGET) -> None:
-        self.split, self.size = split, size
+    def __init__(self, split: Split, size: int, *, cache: Cache | None = None, budget: int = MEMORY_BUDGET) -> None:
+        self.split, self.size, self.cache = split, size, cache
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._room = budget // (4 * size * size)
 
@@ -52,11 +56,24 @@ class SquashedSplit:
         """Image (S, S, 3) and mask (S, S), uint8."""
         if index in self._kept:
             return self._kept[index]
-        image, mask, _ = self.split[index]
-        pair = squash_image(image, self.size), squash_mask(mask, self.size)
-        if len(self._kept) < self._room:
-            self._kept[index] = pair
+        pair = self._prepared(index)
+        if pair is None:
+            image, mask, _ = self.split[index]
+            pair = squash_image(image, self.size), squash_mask(mask, self.size)
+            if len(self._kept) < self._room:
+                self._kept[index] = pair
         return pair
+
+    def with_native_mask(self, index: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Image and mask as by indexing, and the mask at its own size. For a single pass: nothing is kept."""
+        pair = self._prepared(index)
+        if pair is not None:
+            return *pair, self.split.mask(index)
+        image, mask, _ = self.split[index]
+        return squash_image(image, self.size), squash_mask(mask, self.size), mask
+
+    def _prepared(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
+        return None if self.cache is None else self.cache.get(self.split.digest(index))
 
 
 def open_splits(cell: Cell, root: Path | None, *, allow_broken: bool = False) -> dict[str, Split]:
@@ -72,6 +89,29 @@ def open_splits(cell: Cell, root: Path | None, *, allow_broken: bool = False) ->
     return splits
 
 
+def open_cache(cell: Cell, splits: Mapping[str, Split]) -> Cache | None:
+    """The prepared samples of a cell's dataset at its image size; the log says how many of ``splits`` there are.
+
+    None where nothing was prepared, or nothing needs to be.
+    """
+    dataset, size = cell.dataset(), cell.spec["image_size"]
+    cache = Cache.of(dataset, size)
+    if cache is None:
+        return None
+    digests = [split.digest(index) for split in splits.values() for index in range(len(split))]
+    found = sum(digest in cache for digest in digests)
+    if found:
+        log.info("reads %s of %s images from the cache %s", f"{found:,}", f"{len(digests):,}", cache.folder)
+        return cache
+    log.info(
+        "decodes %s images; once for all cells: python -m datasets prepare %s --image-size %s",
+        f"{len(digests):,}",
+        dataset.name,
+        size,
+    )
+    return None
+
+
 def shuffled(count: int, seed: int, epoch: int) -> list[int]:
     """The order of one epoch."""
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence([seed, epoch]))).permutation(count).tolist()
@@ -82,6 +122,11 @@ def fixed_subset(split: Split, limit: int, seed: int) -> Split:
     if not 0 < limit < len(split):
         return split
     return split.subset(sorted(shuffled(len(split), seed, 0)[:limit]))
+
+
+def as_tensor(image: np.ndarray) -> Tensor:
+    """An image (S, S, 3) as (3, S, S), contiguous wherever it comes from, as layouts in memory differ in rounding."""
+    return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
 
 def batches(
@@ -106,7 +151,7 @@ def batches(
         image, mask = data[index]
         if flips is not None and coin(*flips, index):
             image, mask = image[:, ::-1], mask[:, ::-1]
-        return torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1))), torch.from_numpy(mask.copy())
+        return as_tensor(image), torch.from_numpy(mask.copy())
 
     chunks = [list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
     with ThreadPoolExecutor(workers) as pool:

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from bench.data import SquashedSplit, as_tensor
 from bench.metrics import PROTOCOLS, Scores
 from bench.training import Machine
-from datasets import Split, squash_image, squash_mask
+from datasets import Split
+from datasets.cache import Cache
 from methods.base import Model
 
 BATCH = 4
@@ -67,6 +69,7 @@ def evaluate(
     machine: Machine,
     *,
     image_size: int,
+    cache: Cache | None = None,
     watch: Callable[[str, int, int], None] = lambda test_set, done, total: None,
 ) -> Evaluation:
     """Predict and score all test sets.
@@ -76,30 +79,35 @@ def evaluate(
         test_sets: the dataset's test splits by name.
         machine: device and precision.
         image_size: side of the model's input.
+        cache: prepared samples of that size.
         watch: called with (test set, images scored, images in all).
     """
     model.eval()
     evaluation = Evaluation()
     for name, split in test_sets.items():
+        data = SquashedSplit(split, image_size, cache=cache)
         scores = {protocol: Scores(protocol) for protocol in PROTOCOLS}
         counts: Tensor | None = None
         areas: list[float] = []
         for start in range(0, len(split), BATCH):
-            samples = [split[i] for i in range(start, min(start + BATCH, len(split)))]
-            images = np.stack([squash_image(sample.image, image_size) for sample in samples])
-            masks = [squash_mask(sample.mask, image_size) for sample in samples]
+            identifiers = split.identifiers[start : start + BATCH]
+            read = [data.with_native_mask(start + offset) for offset in range(len(identifiers))]
+            images, masks, native_masks = zip(*read, strict=True)
+            pixels = torch.stack([as_tensor(image) for image in images]).to(machine.device)
             truth = torch.from_numpy(np.stack(masks)).to(machine.device)
             with machine.autocast():
-                output = model.answer(torch.from_numpy(images).permute(0, 3, 1, 2).to(machine.device), truth)
+                output = model.answer(pixels, truth)
             probabilities = model.probabilities(output)
             if output.expert_counts is not None:
                 batch_counts = output.expert_counts.sum(0).cpu()
                 counts = batch_counts if counts is None else counts + batch_counts
-            for probability, sample, squashed in zip(probabilities, samples, masks, strict=True):
-                scores["paper"].add(sample.identifier, probability.cpu().numpy(), squashed)
-                scores["literature"].add(sample.identifier, to_native(probability, sample.mask.shape), sample.mask)
+            for identifier, probability, mask, native in zip(
+                identifiers, probabilities, masks, native_masks, strict=True
+            ):
+                scores["paper"].add(identifier, probability.cpu().numpy(), mask)
+                scores["literature"].add(identifier, to_native(probability, native.shape), native)
                 areas.append((probability > 0.5).float().mean().item())
-            watch(name, start + len(samples), len(split))
+            watch(name, start + len(identifiers), len(split))
         evaluation.images[name] = len(split)
         evaluation.scores[name] = {protocol: score.mean() for protocol, score in scores.items()}
         evaluation.rows += [{"test_set": name, **row} for score in scores.values() for row in score.rows]

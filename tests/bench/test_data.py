@@ -1,9 +1,15 @@
-"""Order, flips and subsets are functions of their keys; memory and workers change the speed of reading alone."""
+"""Order, flips and subsets are functions of their keys; memory, cache and workers change the speed of reading alone."""
 
 from __future__ import annotations
 
+import io
+import logging
+import shutil
+import signal
 import threading
 import time
+from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,9 +20,13 @@ from PIL import Image
 
 import datasets
 import methods
-from bench.data import Batch, SquashedSplit, batches, fixed_subset, open_splits, shuffled
+from bench import cell as cells
+from bench.data import Batch, SquashedSplit, batches, fixed_subset, open_cache, open_splits, shuffled
 from bench.spec import make_cell
-from datasets import Sample, Split
+from bench.store import CellFolder, Results
+from datasets import Sample, Split, few_shot
+from datasets.cache import Cache
+from datasets.prepared import prepare
 
 SIZE = 16
 
@@ -205,3 +215,175 @@ def test_an_error_while_reading_reaches_the_training_and_leaves_no_thread():
     next(reader)
     reader.close()
     assert threading.active_count() == before
+
+
+COUNTS = {"train": 6, "validation": 3, "test": 5}
+SIDE = 64
+
+
+def encoded(array: np.ndarray, format_: str) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, format=format_)
+    return stream.getvalue()
+
+
+@pytest.fixture
+def photographs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A miniature of ISIC 2017 whose files were looked at before; no sample of it is prepared."""
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
+    rng, base = np.random.default_rng(0), tmp_path / "isic2017"
+    for split, name in {"train": "Training", "validation": "Validation", "test": "Test_v2"}.items():
+        images, masks = base / f"ISIC-2017_{name}_Data", base / f"ISIC-2017_{name}_Part1_GroundTruth"
+        images.mkdir(parents=True)
+        masks.mkdir()
+        for number in range(COUNTS[split]):
+            image = rng.integers(0, 256, (80 + number, 100, 3), dtype=np.uint8)
+            mask = np.zeros(image.shape[:2], np.uint8)
+            mask[20 : 50 + number, 10 : 60 + len(split)] = 255
+            (images / f"{split}{number}.jpg").write_bytes(encoded(image, "JPEG"))
+            (masks / f"{split}{number}_segmentation.png").write_bytes(encoded(mask, "PNG"))
+    datasets.load("isic2017").open(base)
+    return base
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> Counter[str]:
+    """How often each file was opened as a picture, by its name."""
+    counts: Counter[str] = Counter()
+    plain = Image.open
+
+    def counted(file, *words, **options):
+        counts[Path(file).name] += 1
+        return plain(file, *words, **options)
+
+    monkeypatch.setattr(Image, "open", counted)
+    return counts
+
+
+def run_cell(results: Path, method: str, data: Path, *words: str) -> CellFolder:
+    """``python -m bench.cell`` in this process."""
+    cell = make_cell(
+        method=methods.create(method),
+        dataset=datasets.load("isic2017"),
+        seed=0,
+        backbone="tiny",
+        checkpoint="none",
+        image_size=SIDE,
+        precision="fp32",
+        regime={"epochs": 2},
+    )
+    folder = Results(results).cell(cell.id)
+    if not words:
+        folder.create(cell, {})
+    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    try:
+        assert cells.main([cell.id, "--results", str(results), "--data-root", str(data), "--threads", "1", *words]) == 0
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+        torch.set_num_threads(threads)
+    return folder
+
+
+def test_a_cell_decodes_every_file_once_and_no_image_that_was_prepared(photographs, decoded, tmp_path, caplog):
+    """Over two epochs, the validation after each, and the scoring under both protocols."""
+    caplog.set_level(logging.INFO)
+    plain = run_cell(tmp_path / "plain", "lora", photographs)
+    every = {path.name for path in photographs.rglob("*.*")}
+    assert decoded == Counter(every), "each once"
+    assert len(every) == 2 * 14
+    assert "python -m datasets prepare isic2017 --image-size 64" in caplog.text
+
+    dataset = datasets.load("isic2017")
+    prepare(dataset, dataset.open(photographs), SIDE, workers=1)
+    native = Counter({name for name in every if name.startswith("test") and name.endswith(".png")})
+    decoded.clear()
+    caplog.clear()
+    cached = run_cell(tmp_path / "cached", "lora", photographs)
+    assert decoded == native, "the masks that the literature's protocol compares with, at their own size"
+    told = [record.getMessage() for record in caplog.records if "from the cache" in record.getMessage()]
+    assert told == [f"reads 14 of 14 images from the cache {Cache.of(dataset, SIDE).folder}"]
+
+    assert cached.result()["scores"] == plain.result()["scores"]
+    assert cached.read() == plain.read(), "identity and evidence"
+    assert cached.status()["state"] == plain.status()["state"] == "done"
+    for file in ("adapter.safetensors", "per_image.parquet"):
+        assert (cached.path / file).read_bytes() == (plain.path / file).read_bytes()
+
+    decoded.clear()
+    run_cell(tmp_path / "cached", "lora", photographs, "--evaluate")
+    assert decoded == native
+    assert "stale" not in cached.status()
+
+
+def test_an_oracle_decodes_nothing_more(photographs, decoded, tmp_path):
+    """Zero-shot SAM is prompted by the mask itself."""
+    run_cell(tmp_path / "plain", "sam_zero_shot", photographs)
+    assert decoded == Counter({path.name for path in photographs.rglob("test*.*")})
+    dataset = datasets.load("isic2017")
+    prepare(dataset, dataset.open(photographs), SIDE, workers=1)
+    decoded.clear()
+    run_cell(tmp_path / "cached", "sam_zero_shot", photographs)
+    assert decoded == Counter({path.name for path in photographs.rglob("test*.png")})
+
+
+def test_subsets_are_read_from_the_cache_of_the_whole(photographs, decoded):
+    dataset = datasets.load("isic2017")
+    splits = dataset.open(photographs)
+    cache = prepare(dataset, splits, SIDE, workers=1)
+    train = splits["train"]
+    decoded.clear()
+    for subset in (
+        train,
+        fixed_subset(train, 3, 1),
+        few_shot(train, 2, 0, 1),
+        fixed_subset(train, 5, 2).subset([4, 0]),
+    ):
+        plain, cached = SquashedSplit(subset, SIDE), SquashedSplit(subset, SIDE, cache=cache)
+        order = range(len(subset))
+        decoded.clear()
+        found = list(batches(cached, order, 2, flips=(0, 1)))
+        assert not decoded
+        assert same(found, list(batches(plain, order, 2, flips=(0, 1))))
+
+
+def test_what_the_cache_lacks_is_decoded_and_kept(photographs, decoded):
+    dataset = datasets.load("isic2017")
+    splits = dataset.open(photographs)
+    part = {"train": splits["train"].subset([0, 3, 4])}
+    data = SquashedSplit(splits["train"], SIDE, cache=prepare(dataset, part, SIDE, workers=1))
+    plain = list(batches(SquashedSplit(splits["train"], SIDE), range(6), 4))
+    decoded.clear()
+    for _ in range(3):
+        assert same(list(batches(data, range(6), 4)), plain)
+    assert decoded == Counter({f"train{index}{end}" for index in (1, 2, 5) for end in (".jpg", "_segmentation.png")})
+
+
+def test_a_cache_that_goes_away_in_the_middle_stops_no_training(photographs, decoded, tmp_path):
+    dataset = datasets.load("isic2017")
+    splits = dataset.open(photographs)
+    data = SquashedSplit(splits["test"], SIDE, cache=prepare(dataset, splits, SIDE, workers=1))
+    before = list(batches(data, range(5), 2))
+    shutil.rmtree(tmp_path / "cache")
+    with pytest.warns(RuntimeWarning, match="decoded from its file") as caught:
+        assert same(list(batches(data, range(5), 2)), before)
+    assert len(caught) == 1
+    image, mask, native = data.with_native_mask(2)
+    assert np.array_equal(native, splits["test"].mask(2))
+    assert np.array_equal(image, data[2][0])
+    assert np.array_equal(mask, data[2][1])
+
+
+def test_generated_images_are_not_looked_for_in_a_cache(caplog):
+    caplog.set_level(logging.INFO)
+    dataset = datasets.load("shapes", train_images=1, validation_images=1, test_images=1, size=64)
+    cell = make_cell(
+        method=methods.create("lora"),
+        dataset=dataset,
+        seed=0,
+        backbone="tiny",
+        checkpoint="none",
+        image_size=64,
+        precision="fp32",
+    )
+    assert open_cache(cell, open_splits(cell, None)) is None
+    assert not caplog.records
