@@ -82,11 +82,19 @@ def open_splits(cell: Cell, root: Path | None, *, allow_broken: bool = False) ->
     Raises:
         datasets.DatasetMissing, datasets.DatasetBroken: see :meth:`datasets.Dataset.open`.
     """
-    dataset, shots = cell.dataset(), cell.spec["dataset"].get("shots")
-    splits = dataset.open(root, allow_broken=allow_broken)
-    if shots:
-        splits["train"] = few_shot(splits["train"], shots, cell.spec["seed"], dataset.num_classes)
-    return splits
+    return with_shots(cell, cell.dataset().open(root, allow_broken=allow_broken))
+
+
+def with_shots(cell: Cell, splits: Mapping[str, Split]) -> dict[str, Split]:
+    """The splits with training cut down to the cell's shots where it has any.
+
+    Raises:
+        ValueError: there are too few images for so many shots.
+    """
+    shots = cell.spec["dataset"].get("shots")
+    if not shots:
+        return dict(splits)
+    return {**splits, "train": few_shot(splits["train"], shots, cell.spec["seed"], cell.dataset().num_classes)}
 
 
 def open_cache(cell: Cell, splits: Mapping[str, Split]) -> Cache | None:

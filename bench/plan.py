@@ -5,13 +5,13 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import datasets
 from bench import evidence
-from bench.data import open_splits
+from bench.data import with_shots
 from bench.matrix import Entered, MatrixError
 from bench.spec import canonical
 from bench.store import CellFolder, Results, write_json
@@ -125,13 +125,16 @@ def make(
 
     entered = list(entered)
     _refuse_several_classes(entered)
-    plan, opened = Plan(), {}
+    plan, whole, opened = Plan(), {}, {}
     for item in entered:
         spec = item.cell.spec
+        dataset = {key: value for key, value in spec["dataset"].items() if key != "shots"}
+        if (name := canonical(dataset)) not in whole:
+            whole[name] = _open(item, data_root, allow_broken)
         # Only a few-shot subset depends on the seed.
         key = canonical([spec["dataset"], spec["seed"] if spec["dataset"].get("shots") else None])
         if key not in opened:
-            opened[key] = _open(item, data_root, allow_broken)
+            opened[key] = _cut(item, whole[name])
         source, made = opened[key], None
         if source.splits:
             digest = resolve(spec["backbone"], item.checkpoint or spec["checkpoint"]).digest()
@@ -158,14 +161,22 @@ def _refuse_several_classes(entered: Iterable[Entered]) -> None:
 
 
 def _open(item: Entered, data_root: Path | None, allow_broken: bool) -> Opened:
+    """The dataset of a cell with all of its training images."""
+    dataset = item.cell.dataset()
     try:
-        splits = open_splits(item.cell, data_root, allow_broken=allow_broken)
-        found = item.cell.dataset().find(data_root)
+        splits = dataset.open(data_root, allow_broken=allow_broken)
+        found = dataset.find(data_root)
     except datasets.DatasetMissing as error:
         return Opened(item, missing=str(error))
     except datasets.DatasetBroken as error:
         return Opened(item, broken=str(error))
-    return Opened(item, splits, datasets.evidence(splits), found.layout.name if found else None)
+    return Opened(item, splits, layout=found.layout.name if found else None)
+
+
+def _cut(item: Entered, whole: Opened) -> Opened:
+    """The dataset with the cell's training images, and what is to be compared of it."""
+    splits = with_shots(item.cell, whole.splits) if whole.splits else {}
+    return replace(whole, entered=item, splits=splits, data=datasets.evidence(splits) if splits else {})
 
 
 def _judge(item: Entered, results: Results, made: dict[str, Any] | None, rerun: str | None) -> Planned:

@@ -188,7 +188,7 @@ def test_datasets_of_one_name_are_told_apart_by_their_parameters(results):
     ],
 )
 def test_datasets_of_several_classes_are_refused_before_anything_is_opened(results, monkeypatch, names, said):
-    monkeypatch.setattr(plan, "open_splits", lambda *_, **__: pytest.fail("opened"))
+    monkeypatch.setattr(plan, "_open", lambda *_, **__: pytest.fail("opened"))
     with pytest.raises(MatrixError, match=said):
         make(results, *(tiny_cell(name, seed=seed) for name in names for seed in range(2)))
 
@@ -228,7 +228,7 @@ def test_a_cell_that_started_elsewhere_since_the_plan_was_made_is_left_alone(res
     assert contents(folder.path) == before
 
 
-def test_a_dataset_is_opened_once_for_all_its_cells_but_few_shot_sets_by_seed(results, monkeypatch):
+def test_a_dataset_is_opened_once_for_all_its_cells_and_few_shot_sets_are_cut_by_seed(results, monkeypatch):
     dataset, opened = type(tiny_cell().dataset()), []
     original = dataset.open
     monkeypatch.setattr(
@@ -237,7 +237,7 @@ def test_a_dataset_is_opened_once_for_all_its_cells_but_few_shot_sets_by_seed(re
     make(results, *(tiny_cell(seed=seed) for seed in range(3)))
     assert len(opened) == 1
     made = make(results, *(tiny_cell(seed=seed, shots=2) for seed in range(3)))
-    assert len(opened) == 4
+    assert len(opened) == 2
     assert {cell.evidence["images"]["train"] for cell in made.cells} == {2}
     digests = [cell.evidence["data"] for cell in made.cells]
     assert len({digest["train"] for digest in digests}) == 3
