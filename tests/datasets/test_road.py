@@ -28,12 +28,6 @@ TILES = {
 Tiles = Mapping[str, tuple[str, ...]]
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("BENCH_DATA_ROOT", raising=False)
-
-
 def roads(tile: str) -> np.ndarray:
     """(40, 40) of 0 and 1, another one for each tile."""
     mask = np.zeros((40, 40), dtype=np.uint8)

@@ -19,12 +19,6 @@ HELD_OUT = ("lssd11", "lssd3")
 TESTED = ("lssd577", "lssd60", "lssd9")
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("BENCH_DATA_ROOT", raising=False)
-
-
 def shadow(name: str) -> np.ndarray:
     """(24, 32) of 0 and 1, another one for each name."""
     mask = np.zeros((24, 32), dtype=np.uint8)

@@ -31,12 +31,6 @@ V1_FOLDERS = {
 V2_FOLDERS = {"train": range(1, 5), "validation": range(5, 7), "test": range(7, 10)}
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
-    monkeypatch.delenv("BENCH_DATA_ROOT", raising=False)
-
-
 def labels(place: str, number: int, classes: int) -> np.ndarray:
     """Class indices (H, W), others for every file."""
     return np.random.default_rng([*place.encode(), number]).integers(0, classes, SIZE[::-1], dtype=np.uint8)

@@ -49,11 +49,6 @@ class Mini(FileDataset):
 Mini.name = "mini"
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
-
-
 def scene(number: int, size: tuple[int, int] = SIZE) -> Image.Image:
     """A picture that resembles none of another number."""
     cells = np.random.default_rng(number).integers(40, 200, (9, 12, 3), dtype=np.uint8)
