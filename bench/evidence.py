@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 ROOM = Path(__file__).resolve().parent
 TRAINED_ON = ("train", "validation")
 TRAINING = ("training.py", "data.py", "losses.py")
-EVALUATION = ("evaluation.py", "metrics/*.py")
+EVALUATION = ("evaluation.py", "data.py", "metrics/*.py")
 
 
 def stripped(source: str) -> str:
