@@ -6,6 +6,7 @@ Run it from the project's folder: elsewhere the name may mean another package.
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import sys
@@ -18,6 +19,10 @@ from datasets.verdict import EXIT_CODES
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+_BROKEN_PIPE = 128 + 13
+_INTERRUPTED = 128 + 2
+"""What a shell says of programs that these signals ended."""
 
 
 def parse(words: Sequence[str] | None) -> argparse.Namespace:
@@ -87,8 +92,12 @@ def parameters(given: Sequence[str]) -> dict[str, Any]:
 def _console() -> Console:
     from rich.console import Console
 
+    class Output(Console):
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # rich itself would end the process with 1
+
     # Paths hold brackets of their own.
-    return Console(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False, emoji=False)
+    return Output(width=None if sys.stdout.isatty() else 120, markup=False, highlight=False, emoji=False)
 
 
 def _list(options: argparse.Namespace) -> int:
@@ -148,11 +157,31 @@ def _prepare(options: argparse.Namespace) -> int:
     )
 
 
+def _prepare_streams() -> None:
+    """Names of files that are no UTF-8 are printed with escapes, and a closed stream takes nothing."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is None:
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m datasets``; 2 for a usage error or a dataset that is not there."""
-    options = parse(words)
+    _prepare_streams()
     try:
-        return options.run(options)
+        options = parse(words)
+        code = options.run(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # The reader has seen enough. What is still buffered must not be written at the end of the process.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return _BROKEN_PIPE
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        return _INTERRUPTED
     except (ValueError, OSError, RuntimeError, ImportError) as error:
         if os.environ.get("BENCH_TRACEBACK"):
             raise

@@ -214,4 +214,5 @@ def evidence(splits: Mapping[str, Split]) -> dict[str, Any]:
 
 
 def _digest(lines: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    # Names that are no UTF-8 count by their bytes.
+    return hashlib.sha256("\n".join(lines).encode(errors="surrogateescape")).hexdigest()

@@ -15,8 +15,9 @@ from __future__ import annotations
 
 from datasets.base import register
 from datasets.files import Archive, FileDataset
-from datasets.layout import Folders, Layout, Listing
+from datasets.layout import Layout
 from datasets.pairing import Pair
+from datasets.parts import Folders, Listing
 from datasets.splitting import Parts, hold_out
 
 _FOLDERS = {"chameleon": "CHAMELEON", "camo": "CAMO", "cod10k": "COD10K", "nc4k": "NC4K"}
@@ -81,10 +82,10 @@ class Camouflage(FileDataset):
         Layout(
             "lists of the paper's authors, further test sets as SINet-V2 re-packed them",
             {
-                "train": (Listing(("train.csv", "camo_sem_seg/train.csv")),),
-                "validation": (Listing(("val.csv", "camo_sem_seg/val.csv")),),
+                "train": (Listing(("train.csv",)),),
+                "validation": (Listing(("val.csv",)),),
                 **_REPACKED_TESTS,
-                "camo": (Listing(("test_CAMO.csv", "camo_sem_seg/test_CAMO.csv")),),
+                "camo": (Listing(("test_CAMO.csv",)),),
             },
             optional=frozenset(_FOLDERS) - {"camo"},
             arrange=_camouflaged_only,

@@ -10,7 +10,8 @@ from __future__ import annotations
 from datasets.base import register
 from datasets.encoding import indexed
 from datasets.files import Archive, FileDataset
-from datasets.layout import Folders, Layout
+from datasets.layout import Layout
+from datasets.parts import Folders
 
 _COMMIT = "bb68b64e72cb004b3ed927fee0f5624dd8097498"
 _UNLABELLED = 11

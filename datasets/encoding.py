@@ -31,14 +31,21 @@ class UnknownColour(ValueError):
     """A mask holds values or colours that its dataset's encoding does not name."""
 
 
+def _converted(picture: Image.Image, mode: str) -> np.ndarray:
+    """The picture in a mode of 8 bits, refused with UnknownColour where Pillow would cut deeper values at 255."""
+    if picture.mode.startswith(("I", "F")) and np.asarray(picture).max(initial=0) > 255:
+        raise UnknownColour(f"its values reach {np.asarray(picture).max()}: convert it to 8 bits a channel")
+    return np.asarray(picture.convert(mode))
+
+
 def grey(picture: Image.Image) -> np.ndarray:
     """Grey levels; a palette's colours count, its indices do not, and transparency is dropped."""
-    return np.asarray(picture.convert("L"))
+    return _converted(picture, "L")
 
 
 def brightest_channel(picture: Image.Image) -> np.ndarray:
     """The largest of red, green and blue."""
-    return np.asarray(picture.convert("RGB")).max(axis=-1)
+    return _converted(picture, "RGB").max(axis=-1)
 
 
 def channel_mean(picture: Image.Image) -> np.ndarray:
@@ -47,7 +54,7 @@ def channel_mean(picture: Image.Image) -> np.ndarray:
     Raises:
         UnknownColour: a mean that is no whole number.
     """
-    rgb = np.asarray(picture.convert("RGB"))
+    rgb = _converted(picture, "RGB")
     means, rest = np.divmod(rgb.sum(axis=-1, dtype=np.uint16), 3)
     if rest.any():
         colour = tuple(rgb[rest > 0][0].tolist())
@@ -70,33 +77,56 @@ def index(picture: Image.Image) -> np.ndarray:
 class Palette:
     """Indices of a palette or grey picture, or of a coloured copy by its exact colours.
 
-    Pillow's own conversion to a palette would choose the colours anew.
+    Pillow's own conversion to a palette would choose the colours anew. Programs that make files smaller store a
+    coloured copy with a palette in an order of their own: where all colours in use are those of classes, they
+    count and not the indices.
     """
 
     colours: tuple[tuple[int, int, int], ...]
 
     @property
     def __name__(self) -> str:
-        return f"palette{self.colours}"
+        return f"indices or colours {self.colours}"
 
     def __call__(self, picture: Image.Image) -> np.ndarray:
-        """Raises UnknownColour for a colour that is not in the list."""
-        if picture.mode in ("P", "L", "1"):
+        """Raises UnknownColour for a colour that is not in the list, and for a palette that may mean either."""
+        if picture.mode == "P":
+            return self._of_palette(picture)
+        if picture.mode in ("L", "1"):
             return index(picture)
-        rgb = np.asarray(picture.convert("RGB")).astype(np.uint32)
-        code = rgb[..., 0] << 16 | rgb[..., 1] << 8 | rgb[..., 2]
-        known = np.array([r << 16 | g << 8 | b for r, g, b in self.colours], dtype=np.uint32)
-        order = np.argsort(known)
-        place = np.searchsorted(known, code, sorter=order).clip(max=len(known) - 1)
-        found = order[place]
-        odd = code[known[found] != code]
-        if odd.size:
-            colour = int(odd[0])
-            raise UnknownColour(
-                f"{odd.size} pixels have colours of no class, the first is "
-                f"({colour >> 16}, {colour >> 8 & 255}, {colour & 255})"
-            )
+        rgb = _converted(picture, "RGB")
+        found = self._classes_of(rgb)
+        odd = rgb[found == UNKNOWN]
+        if len(odd):
+            raise UnknownColour(f"{len(odd)} pixels have colours of no class, the first is {tuple(odd[0].tolist())}")
         return found.astype(np.uint8)
+
+    def _of_palette(self, picture: Image.Image) -> np.ndarray:
+        stored = index(picture)
+        palette = np.array(picture.getpalette("RGB"), dtype=np.uint8).reshape(-1, 3)
+        classes = np.full(256, UNKNOWN)
+        classes[: len(palette)] = self._classes_of(palette)
+        used = np.unique(stored)
+        moved = used[(classes[used] != UNKNOWN) & (classes[used] != used)]
+        # A grey ramp hits the colours of grey classes by chance; its other entries, in use or not, tell.
+        coloured = np.ptp(palette[used[used < len(palette)]], axis=-1).any()
+        if not moved.size or (not coloured and UNKNOWN in classes[: len(palette)]):
+            return stored
+        if UNKNOWN in classes[used] or len(np.unique(classes[used])) < len(used):
+            raise UnknownColour(
+                f"its palette has the colour of class {classes[moved[0]]} at {moved[0]}, but others are of no class "
+                "or there twice: store the class indices in a grey picture"
+            )
+        return classes[stored].astype(np.uint8)
+
+    def _classes_of(self, rgb: np.ndarray) -> np.ndarray:
+        """The place of each colour in the list, :data:`UNKNOWN` where it is not there."""
+        red, green, blue = np.moveaxis(rgb.astype(np.int32), -1, 0)
+        code = red << 16 | green << 8 | blue
+        known = np.array([r << 16 | g << 8 | b for r, g, b in self.colours])
+        order = np.argsort(known)
+        found = order[np.searchsorted(known, code, sorter=order).clip(max=len(known) - 1)]
+        return np.where(known[found] == code, found, UNKNOWN)
 
 
 @dataclass(frozen=True)
@@ -154,7 +184,11 @@ class Encoding:
         return counts
 
     def erases(self, levels: Histogram) -> bool:
-        """Whether the rule finds background only in a binary mask that does hold other values."""
+        """Whether the rule finds background only in a binary mask that does hold other values.
+
+        So does a blank mask with the noise of JPEG, such as 0, 1 and 2: it cannot be told from foreground that was
+        stored as 1, and has to be stored as zeros.
+        """
         return self.binary and set(self.count(levels)) <= {0} and any(level for level, _ in levels)
 
     def fitted(self, levels: Iterable[int]) -> Encoding:

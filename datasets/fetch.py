@@ -23,6 +23,7 @@ from datasets.archives import ArchiveDamaged, ArchiveError, merge, unpack
 from datasets.base import DatasetMissing, registry
 from datasets.files import Archive, FileDataset
 from datasets.layout import Found
+from datasets.tree import Tree
 
 
 class _Failure(Exception):
@@ -101,8 +102,9 @@ def _own_folder(dataset: FileDataset, root: Path) -> Path:
     names = {name.lower() for name in (dataset.name, *dataset.aliases)}
     children = [path for path in root.iterdir() if path.name.lower() in names] if root.is_dir() else []
     own = sorted((path for path in children if path.is_dir()), key=lambda path: path.name != dataset.name)
-    parts = [part for layout in dataset.layouts if not layout.nameless for part in sum(layout.parts.values(), ())]
-    if root.absolute().name.lower() in names or any(not part.lacks(root) for part in parts):
+    tree = Tree()
+    parts = [part for layout in dataset.layouts for part in sum(layout.parts.values(), ()) if not part.nameless]
+    if root.absolute().name.lower() in names or any(not part.lacks(root, tree) for part in parts):
         own.append(root)
     begun = [path for path in (*own, root) if _work(dataset, path).is_dir()]
     return next(iter(begun + own), root / dataset.name)

@@ -18,7 +18,7 @@ from PIL import Image
 
 from datasets.base import IGNORE, Dataset, DatasetBroken, Split
 from datasets.encoding import Encoding, UnknownColour, threshold
-from datasets.inspection import Inspected, inspect_files
+from datasets.inspection import Inspected, check_depth, inspect_files
 from datasets.layout import Found, Layout, locate
 from datasets.pairing import Pair, Problem
 
@@ -44,20 +44,28 @@ class Archive:
 class FileSplit(Split):
     """Pairs of files, read when asked for."""
 
-    def __init__(self, pairs: Sequence[Pair], files: Mapping[Path, Inspected], encoding: Encoding) -> None:
+    def __init__(
+        self,
+        pairs: Sequence[Pair],
+        images: Mapping[Path, Inspected],
+        masks: Mapping[Path, Inspected],
+        encoding: Encoding,
+    ) -> None:
         self.identifiers = tuple(pair.identifier for pair in pairs)
         self._pairs = tuple(pairs)
-        self._digests = tuple(files[pair.image].sha256 + files[pair.mask].sha256 for pair in pairs)
-        self._labels = tuple(frozenset(encoding.count(files[pair.mask].levels)) - {IGNORE} for pair in pairs)
+        self._digests = tuple(images[pair.image].sha256 + masks[pair.mask].sha256 for pair in pairs)
+        self._labels = tuple(frozenset(encoding.count(masks[pair.mask].levels)) - {IGNORE} for pair in pairs)
         self._encoding = encoding
 
     def image(self, index: int) -> np.ndarray:
         with Image.open(self._pairs[index].image) as picture:
+            check_depth(picture)
             return np.array(picture.convert("RGB"))
 
     def mask(self, index: int) -> np.ndarray:
         path = self._pairs[index].mask
         with Image.open(path) as picture:
+            check_depth(picture, grey=True)
             try:
                 return self._encoding.decode(picture)
             except UnknownColour as error:
@@ -76,7 +84,7 @@ class Looked:
 
     Attributes:
         found: where they are.
-        files: what each file holds.
+        images, masks: what each file holds.
         encoding: how the masks of this copy are read.
         problems: everything that is wrong, of names and of contents.
         sound: the pairs of each split that can be used.
@@ -84,11 +92,16 @@ class Looked:
     """
 
     found: Found
-    files: Mapping[Path, Inspected]
+    images: Mapping[Path, Inspected]
+    masks: Mapping[Path, Inspected]
     encoding: Encoding
     problems: Sequence[Problem]
     sound: Mapping[str, Sequence[Pair]]
     left_out: Mapping[str, Mapping[Pair, str]]
+
+    def splits(self) -> dict[str, FileSplit]:
+        """The sound pairs, to be read."""
+        return {name: FileSplit(pairs, self.images, self.masks, self.encoding) for name, pairs in self.sound.items()}
 
 
 class FileDataset(Dataset):
@@ -139,32 +152,30 @@ class FileDataset(Dataset):
         """
         found = self.find(root)
         pairs = [pair for split in found.splits.values() for pair in split]
-        masks = [pair.mask for pair in pairs]
-        files = inspect_files(self.name, found.base, [pair.image for pair in pairs], masks, self.encoding)
-        encoding = self.encoding.fitted(level for mask in masks for level, _ in files[mask].levels)
+        images, masks = inspect_files(
+            self.name, found.base, [pair.image for pair in pairs], [pair.mask for pair in pairs], self.encoding
+        )
+        encoding = self.encoding.fitted(level for mask in masks.values() for level, _ in mask.levels)
         problems = list(found.problems)
         sound: dict[str, list[Pair]] = {}
         left_out: dict[str, dict[Pair, str]] = {}
         for split, members in found.splits.items():
-            wrong = {pair: content_problems(pair, files[pair.image], files[pair.mask], encoding) for pair in members}
+            wrong = {pair: content_problems(pair, images[pair.image], masks[pair.mask], encoding) for pair in members}
             problems += [problem for listed in wrong.values() for problem in listed]
             usable = [pair for pair in members if not wrong[pair]]
             thinned = split in ("train", "validation")
-            reasons = {pair: self.excludes(files[pair.image], files[pair.mask]) if thinned else "" for pair in usable}
+            reasons = {pair: self.excludes(images[pair.image], masks[pair.mask]) if thinned else "" for pair in usable}
             left_out[split] = {pair: reason for pair, reason in reasons.items() if reason}
             sound[split] = [pair for pair in usable if not reasons[pair]]
-        return Looked(found, files, encoding, problems, sound, left_out)
+        return Looked(found, images, masks, encoding, problems, sound, left_out)
 
     def open(self, root: Path | None = None, *, allow_broken: bool = False) -> dict[str, Split]:
         looked = self.look(root)
-        empty = [split for split, pairs in looked.sound.items() if not pairs]
-        if empty or (looked.problems and not allow_broken):
-            thinned = any(looked.left_out[split] for split in empty)
-            parameters = self.model_dump(exclude_defaults=True) if thinned else {}
-            raise DatasetBroken(report(self.name, looked.found.base, looked.problems, empty, parameters))
+        if not all(looked.sound.values()) or (looked.problems and not allow_broken):
+            raise DatasetBroken(report(self.name, looked, self.model_dump(exclude_defaults=True)))
         if looked.problems:
             warnings.warn(f"dataset {self.name!r}: left out are {_counts(looked.problems)}", stacklevel=2)
-        return {split: FileSplit(pairs, looked.files, looked.encoding) for split, pairs in looked.sound.items()}
+        return dict(looked.splits())
 
 
 def content_problems(pair: Pair, image: Inspected, mask: Inspected, encoding: Encoding) -> list[Problem]:
@@ -176,6 +187,8 @@ def content_problems(pair: Pair, image: Inspected, mask: Inspected, encoding: En
         found.append(Problem("corrupt masks", pair.mask, mask.problem))
     if found:
         return found
+    if image.sha256 == mask.sha256:
+        found.append(Problem("masks that are the image itself", pair.mask))
     if (image.width, image.height) != (mask.width, mask.height):
         sizes = f"{mask.width}x{mask.height}, its image {image.width}x{image.height}"
         found.append(Problem("masks of another size than their image", pair.mask, sizes))
@@ -185,9 +198,10 @@ def content_problems(pair: Pair, image: Inspected, mask: Inspected, encoding: En
         found.append(Problem("masks with values of no class", pair.mask, str(error)))
     if encoding.erases(mask.levels):
         brightest = max(level for level, _ in mask.levels)
-        found.append(
-            Problem("masks whose foreground would be lost", pair.mask, f"largest value {brightest}; {encoding.rule}")
-        )
+        detail = f"largest value {brightest}; {encoding.rule}"
+        if len(mask.levels) > 2:
+            detail += "; if it is blank but for the noise of JPEG, store it as zeros"
+        found.append(Problem("masks whose foreground would be lost", pair.mask, detail))
     return found
 
 
@@ -195,16 +209,15 @@ def _counts(problems: Sequence[Problem]) -> str:
     return ", ".join(f"{kind} ({count})" for kind, count in Counter(problem.kind for problem in problems).items())
 
 
-def report(
-    name: str, base: Path, problems: Sequence[Problem], empty: Sequence[str], parameters: Mapping[str, object]
-) -> str:
-    """All problems by kind, with paths relative to ``base``, and what to do.
+def report(name: str, looked: Looked, parameters: Mapping[str, object]) -> str:
+    """All problems by kind, with paths relative to the dataset's folder, splits without pairs, and what to do.
 
     Args:
-        empty: the splits of which nothing is left.
-        parameters: the dataset's own that left out what there was of them.
+        parameters: the dataset's own, which may have left out all there was of a split.
     """
-    lines = [f"dataset {name!r} in {base}: problems with its files ({len(problems)})."]
+    base, problems = looked.found.base, looked.problems
+    words = f"problems with its files ({len(problems)})" if problems else "it cannot be used"
+    lines = [f"dataset {name!r} in {base}: {words}."]
     for kind in dict.fromkeys(problem.kind for problem in problems):
         listed = [problem for problem in problems if problem.kind == kind]
         lines.append(f"{kind} ({len(listed)}):")
@@ -213,10 +226,19 @@ def report(
             lines.append(f"  {problem.path.relative_to(base).as_posix()}{detail}")
         if len(listed) > _LISTED:
             lines.append(f"  and {len(listed) - _LISTED} more")
-    if empty:
-        values = ", ".join(f"{key}={value!r}" for key, value in parameters.items())
+    pairs = looked.found.splits
+    empty = [split for split in pairs if not looked.sound[split]]
+    if empty and not problems and not any(looked.left_out.values()):
+        lines.append(
+            f"There is no pair for {', '.join(empty)} among the {sum(map(len, pairs.values()))} found: its folder or "
+            f"list is empty, or too few are there to draw from. What it needs: python -m datasets list {name}"
+        )
+    elif empty:
+        thinned = any(looked.left_out[split] for split in empty)
+        values = ", ".join(f"{key}={value!r}" for key, value in parameters.items()) if thinned else ""
         other = f", or choose other values than {values}" if values else ""
         lines.append(f"No usable pair is left in {', '.join(empty)}: fetch these files again{other}.")
     else:
         lines.append("Fetch or repair these files, or go on without them: --allow-broken")
-    return "\n".join(lines)
+    # Names that are no UTF-8 could not be printed or logged.
+    return "\n".join(lines).encode("utf-8", "backslashreplace").decode()

@@ -17,18 +17,13 @@ from pydantic import Field, ValidationInfo, field_validator
 from datasets.base import IGNORE, register
 from datasets.encoding import THRESHOLD, Encoding, UnknownColour, threshold, valued
 from datasets.files import FileDataset
-from datasets.layout import Folders, Found, Layout, Listing, Part, locate
-from datasets.pairing import Pair
+from datasets.layout import Found, Layout, locate
+from datasets.pairing import Pair, folded
+from datasets.parts import Folders, Listing, Part
 from datasets.splitting import Parts, draw
 
 _SPLIT = "{split}"
 _NAMES = {"train": ("train", "training"), "validation": ("val", "valid", "validation"), "test": ("test", "testing")}
-
-
-class _Nameless(Layout):
-    """A layout of which every dataset may be, so that its folder's name has to say which one it is."""
-
-    nameless = True
 
 
 def stored(picture: Image.Image) -> np.ndarray:
@@ -199,12 +194,12 @@ class Folder(FileDataset):
     @property
     def layouts(self) -> tuple[Layout, ...]:
         if _SPLIT not in (self.lists or self.images):
-            return (_Nameless("not split", {"all": (self._part(("",)),)}, arrange=self._draw),)
+            return (Layout("not split", {"all": (self._part(("",)),)}, arrange=self._draw),)
         three = {split: (self._part(names),) for split, names in _NAMES.items()}
         two = {split: parts for split, parts in three.items() if split != "validation"}
         return (
-            _Nameless("split in three", three),
-            _Nameless("split in training and test images", two, arrange=self._draw),
+            Layout("split in three", three),
+            Layout("split in training and test images", two, arrange=self._draw),
         )
 
     def find(self, root: Path | None = None) -> Found:
@@ -220,10 +215,10 @@ class Folder(FileDataset):
         if self.lists:
             return Listing(paths(self.lists))
         # Masks of another name have the key "", which is kept for no image.
-        return Folders(paths(self.images), paths(self.masks), mask_key=self._image_stem, keep=bool)
+        return Folders(paths(self.images), paths(self.masks), mask_key=self._image_stem, keep=bool, nameless=True)
 
     def _image_stem(self, mask_stem: str) -> str:
-        before, after = self.mask_name.lower().split("{}")
+        before, after = folded(self.mask_name).split("{}")
         fits = mask_stem.startswith(before) and mask_stem.endswith(after)
         return mask_stem[len(before) : len(mask_stem) - len(after)] if fits else ""
 

@@ -5,8 +5,9 @@ is remembered in a small file, by path, size and time of change, and done again 
 Only sound files are remembered: damaged ones are looked at each time, since a file that could not be
 read for its permissions is repaired without a trace in its size or time.
 
-Found are files cut short, overwritten with something else or with zeros to the end, and in PNG any
-changed byte, by its checksums. JPEG has none: one whose inside was changed and still decodes passes.
+Found are files cut short or overwritten with something else; zeros to the end in compressed files; and in
+PNG any changed byte, by its checksums. JPEG, BMP and TIFF have none: what was changed inside of these and
+still decodes passes, as zeros do in uncompressed BMP and TIFF, where they are black pixels.
 """
 
 from __future__ import annotations
@@ -15,29 +16,37 @@ import hashlib
 import io
 import json
 import os
+import re
+import stat
 import sys
 import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
+from PIL.TiffImagePlugin import BITSPERSAMPLE
 
 from datasets.encoding import Encoding, Histogram, histogram
 
 FINGERPRINT = 16
 """Pixels on a side of an image's thumbnail."""
 
-_FORMAT = 3
+_FORMAT = 4
 _THREADS = 4
 _QUIET_SECONDS = 5
 
-Stamp = tuple[str, int, int]
-"""A file's path below its dataset's folder, its size, and its time of change in nanoseconds."""
+_IMAGE = "image"
+
+File = tuple[Path, str]
+"""A file and what it is looked at for: as an image, or as a mask by the key of its encoding."""
+
+Stamp = tuple[str, str, int, int]
+"""A file's path below its dataset's folder, what it is looked at for, its size, its time of change in nanoseconds."""
 
 
 class Inspected(NamedTuple):
@@ -66,51 +75,67 @@ class Inspected(NamedTuple):
 
 def inspect_files(
     name: str, base: Path, images: Iterable[Path], masks: Iterable[Path], encoding: Encoding
-) -> dict[Path, Inspected]:
-    """What each of these files holds; all of them lie below ``base``, the folder of the dataset ``name``."""
+) -> tuple[dict[Path, Inspected], dict[Path, Inspected]]:
+    """What each of the images holds, and each of the masks; a file may be both.
+
+    All of them lie below ``base``, the folder of the dataset ``name``. What was found before an interruption
+    is remembered too.
+    """
     memory = _Memory(name, base)
-    results: dict[Path, Inspected] = {}
-    new: dict[tuple[Path, str], Stamp] = {}
-    for path, key in [*((path, "image") for path in images), *((path, encoding.key) for path in masks)]:
+    results: dict[File, Inspected] = {}
+    new: dict[File, Stamp] = {}
+    for file in [*((path, _IMAGE) for path in images), *((path, encoding.key) for path in masks)]:
+        path, key = file
         try:
-            stat = os.stat(path)
+            status = os.stat(path)
         except OSError as error:
-            results[path] = _unreadable(error)
+            results[file] = _unreadable(error)
             continue
-        stamp = (path.relative_to(base).as_posix(), stat.st_size, stat.st_mtime_ns)
-        known = memory.recall(stamp, key)
+        if not stat.S_ISREG(status.st_mode):  # a pipe would be waited for
+            results[file] = Inspected(problem="is no regular file")
+            continue
+        stamp = (path.relative_to(base).as_posix(), key, status.st_size, status.st_mtime_ns)
+        known = memory.recall(stamp)
         if known:
-            results[path] = known
+            results[file] = known
         else:
-            new[path, key] = stamp
+            new[file] = stamp
     if new:
-        found = _inspect_all(name, new, encoding)
-        results |= {path: inspected for (path, _), inspected in found.items()}
-        memory.save({(stamp, key): found[path, key] for (path, key), stamp in new.items()})
-    return results
+        found: dict[File, Inspected] = {}
+        try:
+            _inspect_all(name, new, encoding, found)
+        finally:
+            memory.save({new[file]: inspected for file, inspected in found.items()})
+        results |= found
+    return (
+        {path: inspected for (path, key), inspected in results.items() if key == _IMAGE},
+        {path: inspected for (path, key), inspected in results.items() if key != _IMAGE},
+    )
 
 
-def _inspect_all(name: str, files: Iterable[tuple[Path, str]], encoding: Encoding) -> dict[tuple[Path, str], Inspected]:
+def _inspect_all(name: str, files: Collection[File], encoding: Encoding, found: dict[File, Inspected]) -> None:
     """Inspect on several threads, as Pillow decodes without the interpreter's lock; say how far it is."""
-    files = list(files)
     start = shown = time.monotonic()
-    found = {}
     with ThreadPoolExecutor(min(_THREADS, os.cpu_count() or 1)) as pool:
-        inspect = [
-            pool.submit(inspect_image, path) if key == "image" else pool.submit(inspect_mask, path, encoding)
-            for path, key in files
-        ]
-        for done, (file, future) in enumerate(zip(files, inspect, strict=True), 1):
-            found[file] = future.result()
-            if time.monotonic() - shown > _QUIET_SECONDS:
-                shown = time.monotonic()
-                left = (shown - start) / done * (len(files) - done)
-                print(
-                    f"{name}: looked at {done:,} of {len(files):,} files, {left:.0f} s left (only the first time)",
-                    file=sys.stderr,
-                    flush=True,
-                )
-    return found
+        try:
+            inspect = {
+                file: pool.submit(inspect_image, file[0])
+                if file[1] == _IMAGE
+                else pool.submit(inspect_mask, file[0], encoding)
+                for file in files
+            }
+            for done, (file, future) in enumerate(inspect.items(), 1):
+                found[file] = future.result()
+                if time.monotonic() - shown > _QUIET_SECONDS:
+                    shown = time.monotonic()
+                    left = (shown - start) / done * (len(files) - done)
+                    print(
+                        f"{name}: looked at {done:,} of {len(files):,} files, {left:.0f} s left (only the first time)",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+        finally:
+            pool.shutdown(cancel_futures=True)  # or else an interruption would wait for all files
 
 
 def inspect_image(path: Path) -> Inspected:
@@ -120,7 +145,12 @@ def inspect_image(path: Path) -> Inspected:
 
 def inspect_mask(path: Path, encoding: Encoding) -> Inspected:
     """Read, hash and decode one mask."""
-    return _inspect(path, lambda picture: {"levels": histogram(encoding.levels(picture))})
+
+    def look(picture: Image.Image) -> dict:
+        check_depth(picture, grey=True)
+        return {"levels": histogram(encoding.levels(picture))}
+
+    return _inspect(path, look)
 
 
 def _inspect(path: Path, look: Callable[[Image.Image], dict]) -> Inspected:
@@ -144,7 +174,26 @@ def _inspect(path: Path, look: Callable[[Image.Image], dict]) -> Inspected:
         return Inspected(digest, problem=str(error) or repr(error))
 
 
+def check_depth(picture: Image.Image, *, grey: bool = False) -> None:
+    """Refuse a file, not yet decoded, that Pillow would cut to 8 bits a channel: grey saturates, colours lose a byte.
+
+    Args:
+        grey: let deep grey pass, as encodings of masks look at its numbers themselves.
+
+    Raises:
+        ValueError: it has 16 bits a channel or more.
+    """
+    if picture.mode.startswith(("I", "F")):
+        deep = not grey
+    else:  # BGR;16 has 16 bits for all three channels together
+        deep = any(re.search(r"(?<!BGR);16", str(tile.args)) for tile in picture.tile[:1])
+        deep |= max(getattr(picture, "tag_v2", {}).get(BITSPERSAMPLE, (8,))) > 8
+    if deep:
+        raise ValueError("has 16 bits a channel or more: convert it to 8")
+
+
 def _look_at_image(picture: Image.Image) -> dict:
+    check_depth(picture)
     picture.draft("L", tuple(max(2 * FINGERPRINT, side // 8) for side in picture.size))
     grey = picture.convert("L")
     white = float((np.asarray(grey) == 255).mean())
@@ -157,40 +206,48 @@ def fingerprint(picture: Image.Image) -> str:
 
 
 def _unreadable(error: OSError) -> Inspected:
-    return Inspected(problem=f"cannot be read: {error.strerror or error}")
+    remedy = "allow it with chmod u+r" if isinstance(error, PermissionError) else "fetch or copy it again"
+    return Inspected(problem=f"cannot be read: {error.strerror or error} ({remedy})")
 
 
 class _Memory:
-    """The remembered results for one dataset folder, a JSON file in the cache."""
+    """The remembered results for one dataset folder: in the cache, a file of a digest and the JSON it is of."""
 
     def __init__(self, name: str, base: Path) -> None:
         folder = os.environ.get("BENCH_CACHE") or os.path.join("~", ".cache", "sam-peft-bench")
-        place = hashlib.sha256(str(base.resolve()).encode()).hexdigest()[:12]
-        self._file = Path(os.path.expanduser(folder)) / "inspection" / f"{name}-{place}.json"
+        place = hashlib.sha256(os.fsencode(base.resolve())).hexdigest()[:12]
+        self._file = Path(os.path.expanduser(folder)) / "inspection" / f"{name}-{place}.txt"
+        self._entries: dict[str, list] = {}
         try:
-            stored = json.loads(self._file.read_text(encoding="utf-8"))
-            self._entries = stored["files"] if stored["format"] == _FORMAT else {}
-        except (OSError, ValueError, KeyError, TypeError):
-            self._entries = {}
+            digest, _, content = self._file.read_text(encoding="utf-8").partition("\n")
+        except (OSError, ValueError):
+            return
+        if digest == self._digest(content):
+            self._entries = json.loads(content)
 
-    def recall(self, stamp: Stamp, key: str) -> Inspected | None:
-        path, *change = stamp
-        entry = self._entries.get(path)
-        if not entry or entry[:3] != [*change, key]:
+    @staticmethod
+    def _digest(content: str) -> str:
+        return hashlib.sha256(f"{_FORMAT} {content}".encode()).hexdigest()
+
+    def recall(self, stamp: Stamp) -> Inspected | None:
+        path, key, *change = stamp
+        entry = self._entries.get(f"{key} {path}")
+        if not entry or entry[:2] != change:
             return None
-        known = Inspected(*entry[3:])
+        known = Inspected(*entry[2:])
         return known._replace(levels=tuple((level, pixels) for level, pixels in known.levels))
 
-    def save(self, results: dict[tuple[Stamp, str], Inspected]) -> None:
-        for ((path, *change), key), inspected in results.items():
+    def save(self, results: Mapping[Stamp, Inspected]) -> None:
+        for (path, key, *change), inspected in results.items():
             if not inspected.problem:
-                self._entries[path] = [*change, key, *inspected[:-1]]
+                self._entries[f"{key} {path}"] = [*change, *inspected[:-1]]
+        content = json.dumps(self._entries)
         try:
             self._file.parent.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(dir=self._file.parent, suffix=".tmp")
             try:
                 with open(descriptor, "w", encoding="utf-8") as stream:
-                    json.dump({"format": _FORMAT, "files": self._entries}, stream)
+                    stream.write(f"{self._digest(content)}\n{content}")
                 os.replace(temporary, self._file)
             except BaseException:
                 os.unlink(temporary)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from datasets.base import register
 from datasets.files import Archive, FileDataset
-from datasets.layout import Folders, Layout, authors_lists
+from datasets.layout import Layout, authors_lists
+from datasets.parts import Folders
 
 _SPLITS = {"train": "Training", "validation": "Validation", "test": "Test_v2"}
 _COPY = {"train": "train/ISIC-2017_Train", "validation": "val/ISIC-2017_Val", "test": "test/ISIC-2017_Test"}

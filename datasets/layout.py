@@ -4,139 +4,24 @@ The same images are found as original archives, as the re-packs that everyone tr
 of the paper's authors; copies differ in case, are unpacked into a folder of their own name once more, or
 lie one level deeper. A dataset describes each layout once and :func:`locate` finds the first one that is
 whole. What is missing is said in full: where it was looked for, what was expected there, where to get it.
+
+Every zip of the authors has a train.csv. So lists are believed in a folder alone that has the dataset's name,
+and all lists of a layout come from one folder: two zips in one place are no dataset.
 """
 
 from __future__ import annotations
 
-import csv
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Protocol
+from pathlib import Path
+from typing import NamedTuple
 
 from datasets.base import DatasetMissing
-from datasets.pairing import Pair, Problem, list_files, pair_files
+from datasets.pairing import Pair, Problem, folded
+from datasets.parts import Listing, Part
 from datasets.splitting import Arrange, as_found
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".gif")
-
-
-class Part(Protocol):
-    """Some pairs of a layout."""
-
-    def expected(self) -> list[str]:
-        """The paths below the dataset's folder that it needs, for messages."""
-
-    def lacks(self, base: Path) -> list[str]:
-        """Those of the expected paths that are not below ``base``, or hold nothing that counts."""
-
-    def read(self, base: Path) -> tuple[list[Pair], list[Problem]] | None:
-        """The pairs below ``base`` and what is wrong with the files' names; None if the part is not there."""
-
-
-@dataclass(frozen=True)
-class Folders:
-    """A folder of images and a folder of their masks.
-
-    Attributes:
-        images, masks: the folder, by all paths it is known under.
-        image_suffixes, mask_suffixes: of the files that count, in lower case.
-        mask_key: from a mask's stem in lower case to its image's.
-        keep: which image stems (in lower case) count; all where None.
-        spare_masks: the folder of masks serves other parts too, so that masks without an image are no problem.
-        unpaired: how many images, and how many masks, have no partner as published: no problem up to that number.
-        prefix: put before the identifiers, where a split joins folders that number their files alike.
-    """
-
-    images: tuple[str, ...]
-    masks: tuple[str, ...]
-    image_suffixes: tuple[str, ...] = SUFFIXES
-    mask_suffixes: tuple[str, ...] = SUFFIXES
-    mask_key: Callable[[str], str] = str
-    keep: Callable[[str], bool] | None = None
-    spare_masks: bool = False
-    unpaired: int = 0
-    prefix: str = ""
-
-    def expected(self) -> list[str]:
-        return [f"{' or '.join(self.images)}/", f"{' or '.join(self.masks)}/"]
-
-    def lacks(self, base: Path) -> list[str]:
-        lacking = []
-        for path, known, suffixes in zip(
-            self.expected(), (self.images, self.masks), (self.image_suffixes, self.mask_suffixes), strict=True
-        ):
-            folder = _first(base, known)
-            if not folder:
-                lacking.append(path)
-            elif not list_files(folder, suffixes):
-                lacking.append(f"{folder.relative_to(base).as_posix()}/*{' *'.join(suffixes)}")
-        return lacking
-
-    def read(self, base: Path) -> tuple[list[Pair], list[Problem]] | None:
-        image_folder, mask_folder = _first(base, self.images), _first(base, self.masks)
-        if not image_folder or not mask_folder:
-            return None
-        images, masks = list_files(image_folder, self.image_suffixes), list_files(mask_folder, self.mask_suffixes)
-        if self.keep:
-            images = [path for path in images if self.keep(path.stem.lower())]
-            masks = [path for path in masks if self.keep(self.mask_key(path.stem.lower()))]
-        if not images:
-            return None
-        pairs, problems = pair_files(
-            images, masks, mask_key=self.mask_key, spare_masks=self.spare_masks, unpaired=self.unpaired
-        )
-        return [pair._replace(identifier=self.prefix + pair.identifier) for pair in pairs], problems
-
-
-@dataclass(frozen=True)
-class Listing:
-    """A table with the columns ``image`` and ``label``: paths relative to its own folder, as the authors' zips have.
-
-    Attributes:
-        paths: the CSV file, by all paths it is known under.
-    """
-
-    paths: tuple[str, ...]
-
-    def expected(self) -> list[str]:
-        return [" or ".join(self.paths)]
-
-    def lacks(self, base: Path) -> list[str]:
-        return [] if _first(base, self.paths, folder=False) else self.expected()
-
-    def read(self, base: Path) -> tuple[list[Pair], list[Problem]] | None:
-        table = _first(base, self.paths, folder=False)
-        if table is None:
-            return None
-        with table.open(newline="", encoding="utf-8-sig") as stream:
-            rows = csv.DictReader(stream)
-            if not {"image", "label"} <= set(rows.fieldnames or ()):
-                columns = ", ".join(rows.fieldnames or ()) or "none"
-                return [], [Problem("lists without the columns image and label", table, f"its columns are {columns}")]
-            entries = [(row["image"] or "", row["label"] or "") for row in rows]
-        return _listed_pairs(table, entries)
-
-
-def _listed_pairs(table: Path, entries: Sequence[tuple[str, str]]) -> tuple[list[Pair], list[Problem]]:
-    pairs: dict[str, Pair] = {}
-    problems: list[Problem] = []
-    for image, label in entries:
-        paths = [PurePosixPath(name.replace("\\", "/")) for name in (image, label)]
-        if any(not path.parts or path.is_absolute() or ".." in path.parts for path in paths):
-            problems.append(Problem("list entries that leave their folder", table, f"{image!r}, {label!r}"))
-            continue
-        identifier = paths[0].with_suffix("").as_posix()
-        if identifier in pairs:
-            problems.append(Problem("images listed twice", table, image))
-            continue
-        pairs[identifier] = Pair(identifier, *(table.parent / path for path in paths))
-    # A list names hundreds of files in one folder: stems identify them wherever they are unique.
-    stems = [PurePosixPath(identifier).name for identifier in pairs]
-    if len(set(stems)) == len(stems):
-        return [pair._replace(identifier=stem) for pair, stem in zip(pairs.values(), stems, strict=True)], problems
-    return list(pairs.values()), problems
+from datasets.tree import Tree
 
 
 @dataclass(frozen=True)
@@ -165,8 +50,8 @@ class Layout:
 
     @property
     def nameless(self) -> bool:
-        """Whether it consists of lists such as train.csv, which say nothing about the dataset they belong to."""
-        return all(isinstance(part, Listing) for parts in self.parts.values() for part in parts)
+        """Whether some of its paths are those of any dataset, so that a folder has to be named like this one."""
+        return any(part.nameless for parts in self.parts.values() for part in parts)
 
 
 def authors_lists(**test_sets: str) -> Layout:
@@ -194,9 +79,11 @@ class Found:
     leftovers: Sequence[Problem] = ()
 
 
-class _Attempt(NamedTuple):
-    base: Path
-    lacks: str
+class _Lacking(NamedTuple):
+    """What a folder lacks to hold a layout, and how many of the layout's paths it has."""
+
+    paths: Sequence[str]
+    there: int = 0
 
 
 def locate(
@@ -221,52 +108,87 @@ def locate(
     Raises:
         DatasetMissing: no folder holds all required parts of a layout.
     """
-    bases = _candidates((name, *aliases), root)
-    known = {each.lower() for each in (name, *aliases)}
-    lacking: dict[Path, list[tuple[int, list[str]]]] = {base: [] for base in bases}
+    search = _Search((name, *aliases), root, split_seed)
+    lacking: dict[Path, list[_Lacking]] = {base: [] for base in search.bases}
     for layout in layouts:
-        for base in bases:
-            found, lacks = _read(base, layout, split_seed)
-            if found and layout.nameless and not known & {base.name.lower(), base.resolve().name.lower()}:
-                lacks = [f"the name {name}, without which these files may be another dataset's"]
-            elif found:
+        for base in search.bases:
+            found = search.read(layout, base)
+            if isinstance(found, Found):
                 return found
-            lacking[base].append((len(layout.required) - len(lacks), lacks))
-    attempts = [_Attempt(base, _shortage(lacking[base]) if base.is_dir() else "no such folder") for base in bases]
-    raise DatasetMissing(_missing(name, layouts, attempts, source))
+            lacking[base].append(found)
+    raise DatasetMissing(_missing(search, layouts, lacking, source))
 
 
-def _shortage(lacking: Sequence[tuple[int, list[str]]]) -> str:
-    """What is missing for the layout that most is there of; of each, how many paths are there and which are not."""
-    there, paths = max(lacking, key=lambda layout: (layout[0], -len(layout[1])))
-    if not there:
-        return "holds nothing of it"
-    return f"lacks {', '.join(paths[:3])}" + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")
+class _Search:
+    """The folders in which the dataset may be, each listed once."""
 
+    def __init__(self, names: Sequence[str], root: Path | None, split_seed: int) -> None:
+        self.names = names
+        self.tree = Tree()
+        self.bases: list[Path] = []
+        self._split_seed = split_seed
+        if named := root or os.environ.get("BENCH_DATA_ROOT"):
+            top = Path(named).expanduser()
+            own = self._named_below(top)
+            # An archive unpacked in the dataset's folder brings a folder of its own name.
+            inner = [place for folder in own for place in self._named_below(folder)]
+            self.bases = list(dict.fromkeys([*(own + inner or [top / names[0]]), top]))
 
-def _read(base: Path, layout: Layout, split_seed: int) -> tuple[Found | None, list[str]]:
-    """What the layout finds in ``base``, or else the paths it lacks."""
-    if not base.is_dir():
-        return None, ["the folder"]
-    parts: dict[str, list[Pair]] = {}
-    problems: list[Problem] = []
-    lacks: list[str] = []
-    for part, sources in layout.parts.items():
-        read = [source.read(base) for source in sources]
-        if all(read):
-            parts[part] = [pair for pairs, _ in read for pair in pairs]
-            problems += [problem for _, found in read for problem in found]
-            problems += _twice(parts[part])
-        elif part not in layout.optional:
-            absent = [source for source, found in zip(sources, read, strict=True) if not found]
-            lacks += [path for source in absent for path in source.lacks(base) or source.expected()]
-    if lacks:
-        return None, lacks
-    splits = layout.arrange(parts, split_seed)
-    if not splits.keys() - {"train", "validation"}:
-        return None, [f"each of the test sets {', '.join(sorted(layout.optional))}"]
-    leftovers = [problem for problem in problems if problem.harmless]
-    return Found(base, layout, splits, [problem for problem in problems if not problem.harmless], leftovers), []
+    def read(self, layout: Layout, base: Path) -> Found | _Lacking:
+        """What the layout finds in ``base``, or else what it lacks there."""
+        if not os.path.isdir(base):
+            return _Lacking(["the folder"])
+        here = self._read(layout, base, base)
+        if not layout.nameless or (isinstance(here, Found) and self._is_named(base)):
+            return here
+        for place in self._named_below(base):
+            if isinstance(found := self._read(layout, base, place), Found):
+                return found
+        if isinstance(here, Found):
+            absent = f"the name {self.names[0]}, without which these files may be another dataset's"
+            return _Lacking([absent], len(layout.required))
+        return here
+
+    def _named_below(self, base: Path) -> list[Path]:
+        return [place for name in self.names for place in self.tree.folders(base, name)]
+
+    def _is_named(self, base: Path) -> bool:
+        return bool({folded(base.name), folded(base.resolve().name)} & {folded(name) for name in self.names})
+
+    def _read(self, layout: Layout, base: Path, named: Path) -> Found | _Lacking:
+        """With the parts that have no name of their own in ``named``."""
+        parts: dict[str, list[Pair]] = {}
+        problems: list[Problem] = []
+        lacks: list[str] = []
+        lacks_of_tests: list[str] = []
+        for part, sources in layout.parts.items():
+            placed = [(source, named if source.nameless else base) for source in sources]
+            read = [source.read(place, self.tree) for source, place in placed]
+            if all(read):
+                parts[part] = [pair for pairs, _ in read for pair in pairs]
+                problems += [problem for _, found in read for problem in found]
+                problems += _twice(parts[part])
+                continue
+            absent = [each for each, found in zip(placed, read, strict=True) if not found]
+            lacked = [path for source, place in absent for path in source.lacks(place, self.tree) or source.expected()]
+            there = [path for source, place in placed for path in source.there(place, self.tree)]
+            if part not in layout.optional:
+                lacks += lacked
+            elif there:
+                lacks_of_tests += lacked
+                problems.append(Problem("test sets that are there in part", there[0], f"lacks {', '.join(lacked)}"))
+        if lacks:
+            return _Lacking(lacks, len(layout.required) - len(set(lacks) & set(layout.required)))
+        splits = layout.arrange(parts, self._split_seed)
+        if not splits.keys() - {"train", "validation"}:
+            each = f"each of the test sets {', '.join(sorted(layout.optional))}"
+            return _Lacking(lacks_of_tests or [each], len(layout.required))
+        if layout.optional - parts.keys():  # which may lie there
+            below = {place: why for place, why in self.tree.closed.items() if base in place.parents}
+            closed = [each for each in below.items() if each[0] not in self.bases]
+            problems += [Problem("folders that cannot be read", *each) for each in closed]
+        leftovers = [problem for problem in problems if problem.harmless]
+        return Found(base, layout, splits, [problem for problem in problems if not problem.harmless], leftovers)
 
 
 def _twice(pairs: Sequence[Pair]) -> Iterator[Problem]:
@@ -279,16 +201,21 @@ def _twice(pairs: Sequence[Pair]) -> Iterator[Problem]:
             )
 
 
-def _missing(name: str, layouts: Sequence[Layout], attempts: Sequence[_Attempt], source: str) -> str:
-    looked = [f"  {attempt.base} ({attempt.lacks})" for attempt in attempts]
+def _missing(
+    search: _Search, layouts: Sequence[Layout], lacking: Mapping[Path, Sequence[_Lacking]], source: str
+) -> str:
+    name, closed = search.names[0], search.tree.closed
+    looked = [f"  {base} ({_shortage(base, each)})" for base, each in lacking.items()]
     lines = [
         f"the dataset {name!r} was not found. " + ("Looked in:" if looked else "No data folder was named."),
         *looked,
+        *(f"Cannot be read: {folder} ({reason})" for folder, reason in closed.items()),
+        "Expected in its folder, in one of these layouts:",
     ]
-    lines.append("Expected in its folder, in one of these layouts:")
     for layout in layouts:
+        named = f" (in a folder named {' or '.join(search.names)})" if layout.nameless else ""
         optional = f"; where there, the test sets {', '.join(sorted(layout.optional))}" if layout.optional else ""
-        lines.append(f"  {layout.name}: {', '.join(layout.required)}{optional}")
+        lines.append(f"  {layout.name}{named}: {', '.join(layout.required)}{optional}")
     lines += [
         f"Get it: {source}",
         f"Then name the folder with --data-root DIR or BENCH_DATA_ROOT=DIR, "
@@ -297,45 +224,11 @@ def _missing(name: str, layouts: Sequence[Layout], attempts: Sequence[_Attempt],
     return "\n".join(lines)
 
 
-def find(base: Path, path: str, *, folder: bool = True) -> Path | None:
-    """The folder or file at ``path`` below ``base`` in whatever case, in doubly nested folders X/X too."""
-    places = [base]
-    *above, last = path.split("/")
-    for name in above:
-        places = _folders(places, name)
-    found = _folders(places, last) if folder else [_child(place, last, folder=False) for place in places]
-    return next(filter(None, found), None)
-
-
-def _folders(places: Sequence[Path], name: str) -> list[Path]:
-    """The folders of that name, those first that lie in another of the same name."""
-    outer = [folder for place in places if (folder := _child(place, name))]
-    inner = [folder for place in outer if (folder := _child(place, place.name))]
-    return inner + outer
-
-
-def _candidates(names: Sequence[str], root: Path | None) -> list[Path]:
-    named = root or os.environ.get("BENCH_DATA_ROOT")
-    if not named:
-        return []
-    base = Path(named).expanduser()
-    own = [place for name in names if (place := find(base, name))]
-    # An archive unpacked in the dataset's folder brings a folder of its own name.
-    inner = [place for folder in own for name in names if (place := find(folder, name))]
-    return [*(own + inner or [base / names[0]]), base]
-
-
-def _child(place: Path, name: str, *, folder: bool = True) -> Path | None:
-    def fits(path: Path) -> bool:
-        return path.is_dir() if folder else path.is_file()
-
-    if fits(place / name):
-        return place / name
-    if not place.is_dir():
-        return None
-    alike = (child for child in sorted(place.iterdir()) if child.name.lower() == name.lower() and fits(child))
-    return next(alike, None)
-
-
-def _first(base: Path, paths: Sequence[str], *, folder: bool = True) -> Path | None:
-    return next(filter(None, (find(base, path, folder=folder) for path in paths)), None)
+def _shortage(base: Path, lacking: Sequence[_Lacking]) -> str:
+    """What is missing for the layout that most is there of."""
+    if not os.path.isdir(base):
+        return "no such folder"
+    paths, there = max(lacking, key=lambda each: (each.there, -len(each.paths)))
+    if not there:
+        return "holds nothing of it"
+    return f"lacks {', '.join(paths[:3])}" + (f" and {len(paths) - 3} more" if len(paths) > 3 else "")

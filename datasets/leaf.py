@@ -10,7 +10,8 @@ from __future__ import annotations
 from datasets.base import register
 from datasets.encoding import marked
 from datasets.files import Archive, FileDataset
-from datasets.layout import Folders, Layout, authors_lists
+from datasets.layout import Layout, authors_lists
+from datasets.parts import Folders
 from datasets.splitting import hold_out
 
 

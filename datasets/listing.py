@@ -32,13 +32,14 @@ def entry(name: str, root: Path | None, parameters: Mapping[str, Any] | None = N
     found |= {"published": {}, "problems": 0, "error": ""}
     try:
         dataset = load(name, **(parameters or {}))
+    except ValueError as error:
+        return found | {"state": "error" if parameters else "needs --set", "error": str(error)}
+    try:
         found["title"] = dataset.title
         found["published"] = by_split(getattr(dataset, "published", {}))
         return found | _place(dataset, root)
     except DatasetMissing as error:
         return found | {"state": "missing", "error": str(error)}
-    except ValueError as error:
-        return found | {"state": "error" if parameters else "needs --set", "error": str(error)}
     except Exception as error:  # one plugin that fails must not hide the others
         return found | {"error": f"{type(error).__name__}: {error}"}
 

@@ -6,6 +6,7 @@ By name and never by position, as published copies lack files on either side.
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -28,15 +29,32 @@ class Problem(NamedTuple):
     harmless: bool = False
 
 
+def composed(name: str) -> str:
+    """The name with accented letters as single characters, as most systems store them and some do not."""
+    return unicodedata.normalize("NFC", name)
+
+
+def folded(name: str) -> str:
+    """What names have in common that differ in case or in how accented letters are stored."""
+    return composed(name).lower()
+
+
 def list_files(folder: Path, suffixes: Sequence[str]) -> list[Path]:
     """The folder's files with one of these (lower-case) suffixes, by name; hidden ones are left out."""
     with os.scandir(folder) as entries:
         names = [
             entry.name
             for entry in entries
-            if not entry.name.startswith(".") and entry.name.lower().endswith(tuple(suffixes)) and entry.is_file()
+            if not entry.name.startswith(".") and entry.name.lower().endswith(tuple(suffixes)) and _is_file(entry)
         ]
     return [folder / name for name in sorted(names)]
+
+
+def _is_file(entry: os.DirEntry) -> bool:
+    try:
+        return entry.is_file()
+    except OSError:  # a link that leads to itself
+        return False
 
 
 def pair_files(
@@ -47,10 +65,12 @@ def pair_files(
     spare_masks: bool = False,
     unpaired: int = 0,
 ) -> tuple[list[Pair], list[Problem]]:
-    """Pairs of equal name in whatever case, in the order of that name, and the files that have no partner.
+    """Pairs of equal :func:`folded` name, in the order of that name, and the files that have no partner.
+
+    Identifiers are :func:`composed`, so that they are the same on every system.
 
     Args:
-        mask_key: from a mask's stem in lower case to its image's.
+        mask_key: from a mask's folded stem to its image's.
         spare_masks: masks without an image belong to another split and are no problem.
         unpaired: how many files of a kind are known to have no partner; no more than these are harmless.
     """
@@ -61,7 +81,7 @@ def pair_files(
     if not spare_masks:
         problems += _alone("masks without an image", mask_of, image_of, unpaired)
     common = sorted(image_of.keys() & mask_of.keys())
-    return [Pair(image_of[key].stem, image_of[key], mask_of[key]) for key in common], problems
+    return [Pair(composed(image_of[key].stem), image_of[key], mask_of[key]) for key in common], problems
 
 
 def _alone(kind: str, files: Mapping[str, Path], partners: Mapping[str, Path], unpaired: int) -> list[Problem]:
@@ -72,7 +92,7 @@ def _alone(kind: str, files: Mapping[str, Path], partners: Mapping[str, Path], u
 def _by_key(paths: Sequence[Path], key_of: Callable[[str], str], problems: list[Problem]) -> dict[str, Path]:
     found: dict[str, Path] = {}
     for path in paths:
-        first = found.setdefault(key_of(path.stem.lower()), path)
+        first = found.setdefault(key_of(folded(path.stem)), path)
         if first is not path:
             problems.append(Problem("second files of one name", path, f"beside {first.name}"))
     return found

@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from datasets.base import register
 from datasets.files import Archive, FileDataset
-from datasets.layout import Folders, Layout, Listing
+from datasets.layout import Layout
 from datasets.pairing import Pair
+from datasets.parts import Folders, Listing
 from datasets.splitting import Parts, draw, hold_out
 
 _PRANET = {
@@ -73,13 +74,10 @@ class Polyps(FileDataset):
         Layout(
             "lists of the paper's authors, further test sets as PraNet re-packed them",
             {
-                "train": (Listing(("train.csv", "polyp/train.csv")),),
-                "validation": (Listing(("val.csv", "polyp/val.csv")),),
+                "train": (Listing(("train.csv",)),),
+                "validation": (Listing(("val.csv",)),),
                 **_PRANET_TESTS,
-                **{
-                    name: (Listing((f"test_{_PRANET[name]}.csv", f"polyp/test_{_PRANET[name]}.csv")),)
-                    for name in _TESTED_SHARE
-                },
+                **{name: (Listing((f"test_{_PRANET[name]}.csv",)),) for name in _TESTED_SHARE},
             },
             optional=frozenset(_PRANET) - frozenset(_TESTED_SHARE),
         ),

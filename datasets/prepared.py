@@ -90,6 +90,8 @@ def prepare(dataset: Dataset, splits: Mapping[str, Split], image_size: int, *, w
     """
     if image_size < 1:
         raise PrepareError(f"--image-size {image_size}: a side in pixels is needed, such as 1024")
+    if workers < 0:
+        raise PrepareError(f"--workers {workers}: a number of processes is needed, or 0 for one on each core")
     cache = Cache.of(dataset, image_size)
     if cache is None:
         raise PrepareError(f"{dataset.name!r} is generated as it is read and needs no cache; train on it as it is.")

@@ -12,7 +12,8 @@ from pydantic import Field
 from datasets.base import register
 from datasets.files import Archive, FileDataset
 from datasets.inspection import Inspected
-from datasets.layout import Folders, Layout, authors_lists
+from datasets.layout import Layout, authors_lists
+from datasets.parts import Folders
 from datasets.splitting import hold_out
 
 _OFFICIAL = {"train": 1108, "validation": 14, "test": 49}

@@ -1,7 +1,8 @@
 """Splits that a dataset draws itself, where no one published them.
 
 Each image gets a rank from its identifier and the dataset's ``split_seed`` alone, through SHA-256: the
-same on every machine, Python and file system, whatever order the files are listed in.
+same on every machine, Python and file system, whatever order the files are listed in, and for copies whose
+names differ in case.
 """
 
 from __future__ import annotations
@@ -9,16 +10,17 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 
-from datasets.pairing import Pair
+from datasets.pairing import Pair, folded
 
 Parts = Mapping[str, Sequence[Pair]]
 Arrange = Callable[[Parts, int], dict[str, list[Pair]]]
 """From the parts that a layout found and a seed to the splits."""
 
 
-def rank(identifier: str, seed: int) -> bytes:
-    """Where ``identifier`` stands in the order that ``seed`` means."""
-    return hashlib.sha256(f"{seed} {identifier}".encode()).digest()
+def rank(identifier: str, seed: int) -> tuple[bytes, str]:
+    """Where ``identifier`` stands in the order that ``seed`` means; itself counts where two differ in case alone."""
+    words = f"{seed} {folded(identifier)}"
+    return hashlib.sha256(words.encode(errors="surrogateescape")).digest(), identifier
 
 
 def draw(pairs: Sequence[Pair], count: int, seed: int) -> tuple[list[Pair], list[Pair]]:

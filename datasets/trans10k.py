@@ -15,7 +15,8 @@ from __future__ import annotations
 from datasets.base import register
 from datasets.encoding import channel_mean, indexed, valued
 from datasets.files import FileDataset
-from datasets.layout import Folders, Layout
+from datasets.layout import Layout
+from datasets.parts import Folders
 
 _COLOURS = (
     (0, 0, 0),

@@ -13,7 +13,7 @@ from typing import Any
 from datasets.duplicates import NEAR
 
 LEAK = 0.01
-"""The largest share of a test set that may be among the training images as the same files.
+"""The largest share of a test set, or of validation, that may be among the training images as the same files.
 
 Published sets do have a few such images (COD10K has two in 2026).
 """
@@ -22,7 +22,7 @@ EXIT_CODES = f"""\
 exit code: 0 the copy is whole, though there may be warnings; 1 it is not; 2 it was not found.
   errors    files that cannot be used; a split without any usable pair; fewer pairs than
             published, unless the paper counts no more than there are; more than {LEAK:.0%} of a test
-            set being files for training or validation too
+            set being files for training or validation too, or of validation files for training
   warnings  more pairs than published; other images that are there twice, or resemble one another
             in training and test; masks that are blank or all foreground; pairs that the
             dataset's parameters leave out"""
@@ -57,15 +57,20 @@ def _judge_counts(report: Mapping[str, Any], errors: list[str], warnings: list[s
         warnings.append(f"missing pairs that the paper has not counted either: {_listed(spared)}")
     if report["more"]:
         warnings.append(f"more pairs than published: {_listed(report['more'])}")
-    empty = [split for split, count in here.items() if count and not report["usable"][split]]
-    if empty:
-        errors.append(f"no usable pair is left in {', '.join(empty)}")
+    opened = report["images"]  # a test set may be missing
+    never = [split for split in opened if not here[split]]
+    lost = [split for split in opened if here[split] and not report["usable"][split]]
+    if never:
+        errors.append(f"no pair at all is in {', '.join(never)}: its folder or list is empty, or too few can be drawn")
+    if lost:
+        errors.append(f"no usable pair is left in {', '.join(lost)}")
 
 
 def _judge_duplicates(report: Mapping[str, Any], errors: list[str], warnings: list[str]) -> None:
     usable = report["usable"]
     for split, count in report["leaked"].items():
-        words = f"{count:,} of {usable[split]:,} images of {split} are files for training or validation too"
+        trained = "training" if split == "val" else "training or validation"
+        words = f"{count:,} of {usable[split]:,} images of {split} are files for {trained} too"
         (errors if count > LEAK * usable[split] else warnings).append(words)
     others = [group for group in report["duplicates"] if not _crosses(group)]
     if others:
@@ -81,8 +86,8 @@ def _judge_duplicates(report: Mapping[str, Any], errors: list[str], warnings: li
 
 
 def _crosses(group: list[list[str]]) -> bool:
-    """Whether an image is both in a test set and among those for training or validation."""
-    return 0 < sum(split in ("train", "val") for split, _ in group) < len(group)
+    """Whether an image is on more than one side: training, validation, and all test sets together."""
+    return len({split if split in ("train", "val") else "test" for split, _ in group}) > 1
 
 
 def _listed(values: Mapping[str, Any]) -> str:

@@ -2,7 +2,8 @@
 
 Every file is decoded once (:mod:`datasets.inspection`), and everything found is told at once: counts against
 those published and the paper's, files that cannot be used, how the masks are encoded and read, how much is
-foreground, images that are in training and test alike. A partial or damaged copy is described like a whole one.
+foreground, images that are in training and test alike. A partial or damaged copy is described like a whole one, as
+long as the folders or lists of every split that is not optional are there, be they empty.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from PIL import Image
 from datasets.base import IGNORE, Dataset, Split, evidence
 from datasets.duplicates import changes, near, same
 from datasets.encoding import histogram
-from datasets.files import FileDataset, FileSplit
+from datasets.files import FileDataset
 from datasets.inspection import Inspected, fingerprint
 from datasets.pairing import Problem
 from datasets.verdict import judge
@@ -140,16 +141,16 @@ def _look(dataset: Dataset, root: Path | None) -> Copy:
 
 def _look_at_files(dataset: FileDataset, root: Path | None) -> Copy:
     looked = dataset.look(root)
-    found, files, encoding = looked.found, looked.files, looked.encoding
+    found, images, masks, encoding = looked.found, looked.images, looked.masks, looked.encoding
     return Copy(
         samples={
             name: [
-                Facts(pair.identifier, files[pair.image], files[pair.mask], encoding.count(files[pair.mask].levels))
+                Facts(pair.identifier, images[pair.image], masks[pair.mask], encoding.count(masks[pair.mask].levels))
                 for pair in pairs
             ]
             for name, pairs in looked.sound.items()
         },
-        splits={name: FileSplit(pairs, files, encoding) for name, pairs in looked.sound.items()},
+        splits=looked.splits(),
         layout=found.layout.name,
         rule=encoding.rule,
         pairs={name: len(pairs) for name, pairs in found.splits.items()},
@@ -236,17 +237,19 @@ def _classes(classes: Sequence[str], samples: Sequence[Facts]) -> dict[str, dict
 def _duplicates(here: Copy) -> dict[str, Any]:
     """Images that are there twice, each as its split and its identifier.
 
-    ``duplicates`` are groups with the same image file; ``leaked`` counts, of each test set, the images whose
-    file is one of those for training or validation. ``near_duplicates`` has an entry for each other test image
-    that resembles such an image: the nearest, and how many are ``alike``. ``uniform`` counts the images
-    that show too little to be compared.
+    ``duplicates`` are groups with the same image file; ``leaked`` counts, of validation, the images whose file is
+    one of those for training, and of each test set, of those for training or validation. ``near_duplicates`` has
+    an entry for each other test image that resembles such an image: the nearest, and how many are ``alike``.
+    ``uniform`` counts the images that show too little to be compared.
     """
     names = [(name, sample.identifier) for name, samples in here.samples.items() for sample in samples]
     images = [sample.image for samples in here.samples.values() for sample in samples]
     vectors = changes([image.fingerprint for image in images])
     trained = [place for place, (name, _) in enumerate(names) if name in TRAINED_ON]
     known = {images[place].sha256 for place in trained}
-    resembling, leaked = [], {}
+    train = {images[place].sha256 for place in trained if names[place][0] == "train"}
+    resembling = []
+    leaked = {"val": sum(names[place][0] == "validation" and images[place].sha256 in train for place in trained)}
     for test_set in [name for name in here.samples if name not in TRAINED_ON]:
         tested = [place for place, (name, _) in enumerate(names) if name == test_set]
         new = [place for place in tested if images[place].sha256 not in known]

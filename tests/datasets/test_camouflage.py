@@ -26,7 +26,7 @@ TESTS = {
     "nc4k": ("NC4K", ["1", "10", "2"]),
 }
 NON_CAMOUFLAGED = ["COD10K-NonCAM-3-Flying-1515", "COD10K-NonCAM-5-Background-5-Vegetation-4854"]
-HELD_OUT = ("camourflage_00008", "COD10K-CAM-1-Aquatic-20-Crab-20")
+HELD_OUT = ("camourflage_00008", "COD10K-CAM-1-Aquatic-10-Crab-10")
 
 
 def animal(stem: str) -> np.ndarray:
@@ -160,9 +160,10 @@ def test_missing_dataset_says_where_to_get_it(tmp_path: Path) -> None:
         load("camouflage").open(tmp_path)
     for expected in (
         f"{tmp_path / 'camouflage'} (no such folder)",
-        "SINet-V2's re-pack: TrainValDataset/Imgs or ",
-        "the original archives: CAMO-V.1.0-CVIU2019/Images/Train or ",
-        "COD10K-v3/Train/GT_Object or ",
+        "SINet-V2's re-pack: TrainValDataset/Imgs/ or ",
+        "the original archives: CAMO-V.1.0-CVIU2019/Images/Train/ or ",
+        "COD10K-v3/Train/GT_Object/ or ",
+        "in a folder named camouflage or camo_sem_seg): train.csv, val.csv, test_CAMO.csv; where there, the test sets ",
         "Get it: python -m datasets fetch camouflage, or: SINet-V2's re-pack has all four test sets",
         "1M8-Ivd33KslvyehLK9_IUBGJ_Kf52bWG",
     ):
@@ -275,6 +276,30 @@ def test_lists_win_and_the_repack_adds_the_further_test_sets(tmp_path: Path) -> 
     assert list(splits["validation"].identifiers) == COD_TRAIN[:3] != list(HELD_OUT)
 
 
+def test_two_zips_of_the_authors_in_one_folder_are_neither_dataset(tmp_path: Path) -> None:
+    plant_authors(tmp_path / "all")
+    for name in ("Kvasir", "CVC-ClinicDB"):
+        shutil.copy(tmp_path / "all/val.csv", tmp_path / f"all/test_{name}.csv")
+    shutil.rmtree(tmp_path / "all/TrainValDataset")
+    for name in ("camouflage", "polyps"):
+        with pytest.raises(DatasetMissing, match=f"all .lacks the name {name}, without which"):
+            load(name).find(tmp_path / "all")
+
+
+def test_lists_come_from_one_folder(tmp_path: Path) -> None:
+    plant_authors(tmp_path / "camouflage")
+    (tmp_path / "camouflage/camo_sem_seg").mkdir()
+    (tmp_path / "camouflage/test_CAMO.csv").rename(tmp_path / "camouflage/camo_sem_seg/test_CAMO.csv")
+    assert load("camouflage").find(tmp_path).layout.name == "SINet-V2's re-pack"
+
+
+def test_masks_of_camos_training_are_no_half_of_its_test_set(tmp_path: Path) -> None:
+    plant_originals(tmp_path)
+    shutil.rmtree(tmp_path / "CAMO-V.1.0-CVIU2019/Images/Test")
+    found = load("camouflage").find(tmp_path)
+    assert "camo" not in found.splits and not found.problems
+
+
 @pytest.mark.parametrize("entry", ["../outside.jpg", "/outside.jpg", "a\\..\\..\\outside.jpg"])
 def test_lists_stay_in_their_folder(entry: str, tmp_path: Path) -> None:
     plant_authors(tmp_path / "camouflage", extra=[(entry, "TrainValDataset/GT/camourflage_00001.png")])
@@ -294,7 +319,7 @@ def test_the_repacks_division_is_that_of_the_originals(tmp_path: Path) -> None:
         assert {name: len(splits[name]) for name in ("train", "validation")} == {"train": 3636, "validation": 404}
         assert {*splits["train"], *splits["validation"]} == set(parts["train"])
         assert set(again["validation"]) == set(splits["validation"])
-        assert [pair.identifier for pair in splits["validation"]][:2] == ["COD10K-CAM-1", "COD10K-CAM-12"]
+        assert [pair.identifier for pair in splits["validation"]][:2] == ["COD10K-CAM-10", "COD10K-CAM-14"]
         assert [pair.identifier for pair in splits["validation"]][-2:] == ["camourflage_00975", "camourflage_00997"]
 
 

@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
+from PIL import Image
 from pydantic import ValidationError
 
 import datasets
 from datasets import Dataset, Sample, Split, evidence, load, registry
+from datasets.encoding import threshold
+from datasets.files import FileSplit
+from datasets.inspection import Inspected
+from datasets.pairing import Pair
 
 
 class Plain(Split):
@@ -95,6 +103,25 @@ def test_evidence_of_a_plain_split() -> None:
         assert other["data"]["train"] != first["data"]["train"]
         assert other["data"]["test"] == first["data"]["test"]
     assert evidence({"train": Plain(3)})["data"] == {"train": first["data"]["train"]}
+
+
+def test_evidence_takes_names_by_their_bytes() -> None:
+    split = Plain(1)
+    for name in (b"caf\xe9", "caf\u00e9".encode()):
+        split.identifiers = (os.fsdecode(name),)
+        line = name + b" " + split.digest(0).encode()
+        assert evidence({"train": split})["data"]["train"] == hashlib.sha256(line).hexdigest()
+
+
+def test_a_file_that_became_deeper_is_refused_when_read(tmp_path: Path) -> None:
+    image, mask = tmp_path / "a.png", tmp_path / "b.png"
+    split = FileSplit([Pair("a", image, mask)], {image: Inspected()}, {mask: Inspected()}, threshold())
+    for read, path, mode in ((split.image, image, "RGB"), (split.mask, mask, "L")):
+        Image.new(mode, (3, 2)).save(path)
+        assert read(0).shape[:2] == (2, 3)
+        assert cv2.imwrite(str(path), np.full((2, 3, 3), 255, dtype=np.uint16))
+        with pytest.raises(ValueError, match="16 bits a channel or more: convert it to 8"):
+            read(0)
 
 
 def test_opening_a_dataset_needs_no_heavy_package() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import types
@@ -15,7 +16,8 @@ from PIL import Image
 from datasets import listing, registry
 from datasets.__main__ import main, parameters
 from datasets.files import FileDataset
-from datasets.layout import Folders, Layout
+from datasets.layout import Layout
+from datasets.parts import Folders
 
 PROJECT = Path(__file__).resolve().parents[2]
 COUNTS = {"train": 3, "validation": 2, "test": 2}
@@ -121,6 +123,46 @@ def test_list_says_what_is_short(root: Path, capsys: pytest.CaptureFixture) -> N
     main(["list", "--data-root", str(root)])
     shown = capsys.readouterr().out
     assert "published are 3 train; files that do not fit: 1" in shown and "python -m datasets verify tiny" in shown
+
+
+def test_list_names_an_unreadable_table_and_asks_for_no_parameters(root: Path, capsys: pytest.CaptureFixture) -> None:
+    (root / "sbu").mkdir()
+    for name in ("train", "val", "test"):
+        (root / "sbu" / f"{name}.csv").write_text("image,label\n", encoding="utf-16")
+    main(["list", "--data-root", str(root)])
+    lines = capsys.readouterr().out.splitlines()
+    (place,) = [number for number, line in enumerate(lines) if line.startswith("sbu")]
+    assert lines[place].split()[1] == "there" and "files that do not fit: 3" in "".join(lines[place : place + 4])
+    assert main(["verify", "sbu", "--data-root", str(root)]) == 1
+    assert "train.csv: it is no text in UTF-8" in capsys.readouterr().out
+
+
+def test_list_needs_parameters_where_they_are_wrong_alone(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert listing.entry("folder", root)["state"] == "needs --set"
+    assert listing.entry("folder", root, {"of": "/"})["state"] == "error"
+
+    def failing(self: Tiny, root: Path | None = None) -> None:
+        raise ValueError("a broken file")
+
+    monkeypatch.setattr(Tiny, "find", failing)
+    assert listing.entry("tiny", root)["state"] == "error"
+
+
+def test_a_root_with_many_files_is_listed_once_for_each_dataset(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(200):
+        (root / f"{number}.jpg").touch()
+    listings: list[str] = []
+    listdir = os.listdir
+
+    def counting(path: str | Path) -> list[str]:
+        listings.append(str(path))
+        return listdir(path)
+
+    monkeypatch.setattr("datasets.tree.os.listdir", counting)
+    for name in registry.names():
+        listings.clear()
+        listing.entry(name, root)
+        assert listings.count(str(root)) <= 1 and len(listings) == len(set(listings)), name
 
 
 def test_list_without_a_folder_says_how_to_name_one(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -54,7 +54,7 @@ def pictures(
     """Small masks; palettes of any length, with colours that occur twice and some transparent."""
     mode, (width, height) = draw(st.sampled_from(modes)), draw(sides)
     if mode in NUMBERS:
-        numbers = st.sampled_from([*ENDS, 256, 32768, 65535]) | st.integers(0, 65535)
+        numbers = st.sampled_from(ENDS) | st.integers(0, 255)
         grid = np.array(listed(draw, numbers, width * height), dtype=NUMBERS[mode])
         return Image.fromarray(grid.reshape(height, width))
     if mode == "P":
@@ -173,7 +173,7 @@ def test_indices(picture: Image.Image, classes: int, ignore: tuple[int, ...]) ->
 @given(pictures() | pictures(("RGB", "RGBA"), st.sampled_from(COLOURS)), st.permutations(COLOURS))
 def test_a_coloured_copy_of_indices(picture: Image.Image, colours: list[tuple[int, int, int]]) -> None:
     encoding = indexed(len(colours), ignore=(), colours=colours)
-    if picture.mode in STORED:
+    if picture.mode in ("1", "L"):
         np.testing.assert_array_equal(encoding.levels(picture), index(picture))
     elif picture.mode in ("RGB", "RGBA"):
         seen = each_pixel(picture, colour_of)
@@ -185,6 +185,72 @@ def test_a_coloured_copy_of_indices(picture: Image.Image, colours: list[tuple[in
             assert str(raised.value) == f"{len(odd)} pixels have colours of no class, the first is {first}"
         else:
             assert_consistent(encoding, picture, [[colours.index(colour) for colour in row] for row in seen])
+
+
+def paletted(stored: list[list[int]], *palette: tuple[int, int, int]) -> Image.Image:
+    picture = Image.fromarray(np.array(stored, dtype=np.uint8)).convert("P")
+    picture.putpalette([channel for entry in palette for channel in entry])
+    return picture
+
+
+@settings(deadline=None)
+@given(st.permutations(COLOURS), st.integers(1, 4), st.data())
+def test_a_palette_of_class_colours_may_have_any_order(order: list, count: int, data: st.DataObject) -> None:
+    """What programs that make files smaller leave of a coloured copy."""
+    stored = data.draw(st.lists(st.integers(0, count - 1), min_size=1, max_size=9))
+    padding = data.draw(st.lists(st.just((0, 0, 0)), max_size=3))
+    picture = paletted([stored], *order[:count], *padding)
+    expected = [COLOURS.index(order[entry]) for entry in stored]
+    assert indexed(4, ignore=(), colours=COLOURS).decode(picture).tolist() == [expected]
+
+
+def test_a_copy_made_smaller_is_read_like_the_coloured_one() -> None:
+    labels = np.array([[0, 2, 2], [3, 0, 1]])
+    coloured = Image.fromarray(np.array(COLOURS, dtype=np.uint8)[labels])
+    encoding = indexed(4, ignore=(), colours=COLOURS)
+    for colours in (4, 256):
+        assert encoding.decode(coloured.quantize(colours)).tolist() == labels.tolist()
+
+
+GREYS = ((0, 0, 0), (1, 2, 3), (40, 40, 40), (60, 60, 60))
+
+
+@pytest.mark.parametrize(
+    ("picture", "expected"),
+    [
+        (paletted([[0, 1]], (0, 0, 0), (40, 40, 40)), [[0, 2]]),
+        (paletted([[0, 1]], (0, 0, 0), (20, 20, 20), (40, 40, 40), (60, 60, 60)), [[0, 1]]),
+        (paletted([[0, 2, 3]], (0, 0, 0), (20, 20, 20), (40, 40, 40), (60, 60, 60)), [[0, 2, 3]]),
+        (paletted([[0, 1, 3]], (0, 0, 0), (40, 40, 40), (80, 80, 80), (120, 120, 120)), [[0, 1, 3]]),
+        (paletted([[0, 1, 2]], (0, 0, 0), (128, 0, 0), (0, 128, 0)), [[0, 1, 2]]),
+        (paletted([[1, 1]], (9, 9, 9), (9, 9, 9)), [[1, 1]]),
+        (paletted([[0, 3]], (40, 40, 40), (5, 5, 6), (5, 5, 7), (1, 2, 3)), [[2, 1]]),
+    ],
+    ids=["greys of classes", "grey ramp", "grey ramp in step", "grey ramp hit by chance", "VOC", "one grey", "spare"],
+)
+def test_palettes_of_classes_and_others(picture: Image.Image, expected: list) -> None:
+    assert indexed(4, ignore=(), colours=GREYS).decode(picture).tolist() == expected
+
+
+@pytest.mark.parametrize(
+    "picture",
+    [
+        paletted([[0, 1, 2]], (0, 0, 0), (40, 40, 40), (128, 0, 0)),
+        paletted([[0, 1, 2]], (0, 0, 0), (1, 2, 3), (0, 0, 0)),
+    ],
+    ids=["a colour of no class", "a colour twice"],
+)
+def test_a_palette_that_may_mean_either_is_refused(picture: Image.Image) -> None:
+    with pytest.raises(UnknownColour, match=r"its palette has the colour of class \d at \d, .*grey picture"):
+        indexed(4, ignore=(), colours=GREYS).decode(picture)
+
+
+@pytest.mark.parametrize("encoding", [threshold(), marked(), valued({0: 0}, levels=channel_mean)])
+@pytest.mark.parametrize("mode", NUMBERS)
+def test_deep_grey_above_255_is_refused(mode: str, encoding: Encoding) -> None:
+    deep = Image.fromarray(np.array([[0, 300]], dtype=NUMBERS[mode]))
+    with pytest.raises(UnknownColour, match=r"its values reach 300(\.0)?: convert it to 8 bits"):
+        encoding.decode(deep)
 
 
 @settings(deadline=None)

@@ -26,7 +26,8 @@ import datasets.fetch
 from datasets import DatasetMissing, registry
 from datasets.fetch import fetch
 from datasets.files import Archive, FileDataset
-from datasets.layout import Folders, Layout
+from datasets.layout import Layout
+from datasets.parts import Folders
 
 PROJECT = Path(__file__).parents[2]
 NOISE = random.Random(0).randbytes(50_000)

@@ -14,7 +14,8 @@ from PIL import Image
 from datasets import Split, evidence, few_shot, manifest
 from datasets.encoding import indexed
 from datasets.files import FileDataset, FileSplit
-from datasets.layout import Folders, Layout
+from datasets.layout import Layout
+from datasets.parts import Folders
 
 LABELS = st.lists(st.frozensets(st.integers(1, 3)), min_size=1, max_size=40)
 

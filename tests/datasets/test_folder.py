@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import tomllib
+import unicodedata
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,8 @@ def test_a_folder_of_another_name_is_another_dataset(tmp_path: Path) -> None:
         with pytest.raises(DatasetMissing, match="the dataset 'lungs' was not found") as raised:
             load("folder", of="lungs").open(root)
     assert f"{tmp_path / 'livers'} (lacks the name lungs" in str(raised.value)
-    assert "not split: images/, masks/" in str(raised.value) and "docs/datasets.md" in str(raised.value)
+    assert "not split (in a folder named lungs): images/, masks/" in str(raised.value)
+    assert "docs/datasets.md" in str(raised.value)
 
 
 @given(
@@ -147,7 +149,7 @@ def test_validation_is_drawn_where_no_folder_is_set_apart(tmp_path: Path) -> Non
         "test": tuple(NAMES[10:]),
     }
     (tmp_path / "own/test/i").rename(tmp_path / "own/test/j")
-    with pytest.raises(DatasetMissing, match=r"own \(lacks test/i or testing/i/\)"):
+    with pytest.raises(DatasetMissing, match=r"own \(lacks test/i/ or testing/i/\)"):
         dataset.open(tmp_path)
 
 
@@ -174,6 +176,34 @@ def test_one_table_is_split_by_name(tmp_path: Path) -> None:
     write_table(tmp_path / "own" / "all.csv", NAMES)
     splits = load("folder", of="own", lists="all.csv").open(tmp_path)
     assert identifiers(splits) == {"train": TRAIN, "validation": VALIDATION, "test": TEST}
+    assert_masks(splits)
+
+
+@pytest.mark.parametrize(
+    ("table", "lacking"),
+    [
+        ("image,label\npictures/scan00.jpg,truth/scan00_gt.png\n", "lacks the name lungs, without which"),
+        ("photo,label\na,b\n", "lacks all.csv with the columns image and label (its columns are photo, label)"),
+        (None, "holds nothing of it"),
+    ],
+)
+def test_a_table_that_is_not_believed_is_told(table: str | None, lacking: str, tmp_path: Path) -> None:
+    own = tmp_path / ("other" if table and "image" in table else "lungs")
+    own.mkdir()
+    if table:
+        (own / "all.csv").write_text(table)
+    with pytest.raises(DatasetMissing) as raised:
+        load("folder", of="lungs", lists="all.csv").find(own)
+    assert f"{own} ({lacking}" in str(raised.value)
+
+
+def test_letters_of_masks_may_be_stored_otherwise(tmp_path: Path) -> None:
+    stems = [f"é{number}" for number in range(5)]
+    plant(tmp_path / "own", stems, mask_name="{}_ä.png")
+    for path in [*(tmp_path / "own/masks").iterdir()]:
+        path.rename(path.with_name(unicodedata.normalize("NFD", path.name)))
+    splits = load("folder", of="own", mask_name="{}_Ä").open(tmp_path)
+    assert sorted(sum(identifiers(splits).values(), ())) == stems
     assert_masks(splits)
 
 

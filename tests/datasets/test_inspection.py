@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import io
 import os
+import re
 import shutil
+import struct
 import time
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -26,7 +29,7 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def inspect_files(name: str, base: Path, images: list[Path]) -> dict[Path, inspection.Inspected]:
-    return inspect_both(name, base, images, [], threshold())
+    return inspect_both(name, base, images, [], threshold())[0]
 
 
 @pytest.fixture
@@ -100,6 +103,67 @@ def test_unreadable_file_is_a_problem(tmp_path: Path) -> None:
     assert "cannot be read" in found[tmp_path / "gone.jpg"].problem
 
 
+@pytest.mark.parametrize(
+    ("error", "remedy"), [(PermissionError(13, "Permission denied"), "chmod u"), (OSError(5, "I/O error"), "again")]
+)
+def test_unreadable_file_says_what_to_do(
+    error: OSError, remedy: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: Path) -> bytes:
+        raise error
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    problem = inspect_image(tmp_path / "a.png").problem
+    assert problem.startswith(f"cannot be read: {error.strerror} (") and remedy in problem
+
+
+def test_only_regular_files_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")  # reading it would never end
+    (tmp_path / "folder.png").mkdir()
+    for found in inspect_files("any", tmp_path, [tmp_path / "pipe.png", tmp_path / "folder.png"]).values():
+        assert found.problem == "is no regular file"
+
+
+@pytest.mark.parametrize("suffix", ["png", "tif"])
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colours_of_16_bits_are_refused(channels: int, suffix: str, tmp_path: Path) -> None:
+    """Pillow keeps one of two bytes, so that 255 is read as 0."""
+    path = tmp_path / f"a.{suffix}"
+    assert cv2.imwrite(str(path), np.full((6, 5, channels), 255, dtype=np.uint16))
+    with Image.open(path) as picture:
+        assert not np.asarray(picture).any()
+    for found in (inspect_image(path), inspect_mask(path, threshold())):
+        assert found.problem == "has 16 bits a channel or more: convert it to 8"
+
+
+def test_channels_of_16_bits_one_after_another_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    pixels = np.full((3, 6, 5), 255, dtype=np.uint16)
+    pytest.importorskip("tifffile").imwrite(path, pixels, photometric="rgb", planarconfig="separate")
+    assert inspect_image(path).problem == "has 16 bits a channel or more: convert it to 8"
+
+
+@pytest.mark.parametrize("dtype", [np.uint16, np.int32, np.float32])
+def test_grey_of_16_bits_is_refused_where_it_would_saturate(dtype: type, tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    for top, mask_problem in ((255, ""), (300, f"its values reach {dtype(300)}: convert it to 8 bits a channel")):
+        Image.fromarray(np.array([[0, top]], dtype=dtype)).save(path)
+        assert inspect_image(path).problem == "has 16 bits a channel or more: convert it to 8"
+        assert inspect_mask(path, threshold()).problem == mask_problem
+    Image.fromarray(np.array([[0, 255]], dtype=dtype)).save(path)
+    assert inspect_mask(path, threshold()).levels == ((0, 1), (255, 1))
+
+
+def test_a_bitmap_of_16_bits_a_pixel_is_sound(tmp_path: Path) -> None:
+    path = tmp_path / "a.bmp"
+    pixels = np.full((4, 6), 0b11111_000000_00000, dtype="<u2").tobytes()
+    masks = struct.pack("<3I", 0b11111_000000_00000, 0b111111_00000, 0b11111)
+    header = struct.pack("<IiiHHIIiiII", 40, 6, 4, 1, 16, 3, len(pixels), 0, 0, 0, 0)
+    path.write_bytes(struct.pack("<2sIHHI", b"BM", 66 + len(pixels), 0, 0, 66) + header + masks + pixels)
+    found = inspect_image(path)
+    assert (found.problem, found.mode, found.width, found.height) == ("", "RGB", 6, 4)
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     base = tmp_path / "data"
@@ -141,6 +205,49 @@ def test_size_is_compared_apart_from_time(folder: Path, decoded: list[str]) -> N
     assert inspect_files("any", folder, [path])[path].problem
 
 
+def test_a_file_may_be_image_and_mask(folder: Path, decoded: list[str]) -> None:
+    path = folder / "a.png"
+    first = inspect_both("any", folder, [path], [path], threshold())
+    images, masks = first
+    assert images[path].fingerprint and not images[path].levels
+    assert masks[path].levels and not masks[path].fingerprint
+    assert inspect_both("any", folder, [path], [path], threshold()) == first
+    assert decoded == ["a.png", "a.png"]
+
+
+def test_an_interruption_ends_soon_and_keeps_what_was_done(
+    folder: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = [folder / f"{number}.png" for number in range(40)]
+    for path in files:
+        path.write_bytes(encoded("PNG"))
+
+    def interrupted(path: Path) -> inspection.Inspected:
+        if path == files[1]:
+            raise KeyboardInterrupt
+        time.sleep(0.02)
+        decoded.append(path.name)
+        return inspect_image(path)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(inspection, "inspect_image", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            inspect_files("any", folder, files)
+    assert len(decoded) < 20
+    decoded.clear()
+    inspect_files("any", folder, files)
+    assert "0.png" not in decoded and len(decoded) == 39
+
+
+def test_names_that_are_no_utf8(folder: Path, decoded: list[str]) -> None:
+    base = folder / os.fsdecode(b"d\xe9")
+    path = base / os.fsdecode(b"\xe9.png")
+    base.mkdir()
+    path.write_bytes(encoded("PNG"))
+    first = inspect_files("any", base, [path])
+    assert inspect_files("any", base, [path]) == first and len(decoded) == 1
+
+
 def test_damaged_files_are_never_remembered(folder: Path, decoded: list[str]) -> None:
     path = folder / "a.png"
     path.write_bytes(b"broken")
@@ -160,12 +267,25 @@ def test_folders_do_not_share_what_is_remembered(folder: Path, tmp_path: Path) -
         assert bool(found[base / "a.png"].problem) is expected
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": 0, "files": {"a.png": []}}', '{"format": 1}'])
-def test_a_spoilt_memory_is_made_anew(content: str, folder: Path, cache: Path, decoded: list[str]) -> None:
+SPOILT = {
+    "nothing": lambda content: "",
+    "no digest": lambda content: "{",
+    "JSON of another version": lambda content: '{"format": 3, "files": {}}',
+    "a list": lambda content: content.partition("\n")[0] + "\n[]",
+    "cut short": lambda content: content[:-10],
+    "a short entry": lambda content: re.sub(r"\[.*\]", "[1]", content),
+    "one digit": lambda content: content.replace("160", "161"),
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_a_spoilt_memory_is_made_anew(how: str, folder: Path, cache: Path, decoded: list[str]) -> None:
     files = [folder / "a.png"]
     first = inspect_files("any", folder, files)
     (stored,) = (cache / "inspection").iterdir()
-    stored.write_text(content)
+    spoilt = SPOILT[how](stored.read_text())
+    assert spoilt != stored.read_text()
+    stored.write_text(spoilt)
     assert inspect_files("any", folder, files) == first
     assert inspect_files("any", folder, files) == first
     assert decoded == ["a.png", "a.png"]

@@ -241,10 +241,15 @@ def test_long_lists_are_cut(tmp_path: Path) -> None:
 
 def test_a_split_without_any_pair_is_refused_even_when_allowed(tmp_path: Path) -> None:
     plant(tmp_path)
-    for path in (tmp_path / PUBLISHED["validation"][1]).iterdir():
-        path.unlink()
+    masks = tmp_path / PUBLISHED["validation"][1]
+    for path in [*masks.iterdir()]:
+        path.rename(path.with_name(f"other_{path.name}"))
     with pytest.raises(DatasetBroken, match="No usable pair is left in validation"):
         load("isic2017").open(tmp_path, allow_broken=True)
+    for path in masks.iterdir():
+        path.unlink()
+    with pytest.raises(DatasetMissing, match=rf"lacks {PUBLISHED['validation'][1]}/\*\.png"):
+        load("isic2017").open(tmp_path)
 
 
 def test_missing_dataset_says_where_what_and_how(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import unicodedata
 from collections.abc import Callable, Sequence
@@ -11,8 +12,10 @@ import pytest
 
 from datasets import DatasetMissing, load, registry
 from datasets.files import FileDataset
-from datasets.layout import Folders, Found, Layout, Listing, find, locate
+from datasets.layout import Found, Layout, locate
 from datasets.pairing import Problem
+from datasets.parts import Folders, Listing
+from datasets.tree import Tree
 
 # Of each published layout the folders of images and of masks with one pair of names in them, as they were unpacked.
 PUBLISHED: dict[str, list[list[tuple[str, str]]]] = {
@@ -256,7 +259,7 @@ def test_names_in_any_writing(form: str, tmp_path: Path) -> None:
     planted = plant(root / "toys", [("images/{}.JPeG", "masks/{}.PNG")], names)
     found = look(root)
     assert paired(found) == planted and not found.problems
-    assert {pair.identifier for pair in found.splits["test"]} == set(names)
+    assert {pair.identifier for pair in found.splits["test"]} == {unicodedata.normalize("NFC", name) for name in names}
 
 
 def test_a_name_with_dots_is_no_shorter_one(tmp_path: Path) -> None:
@@ -365,15 +368,98 @@ def test_what_joins_one_split_has_names_of_its_own(tmp_path: Path) -> None:
     assert [pair.identifier for pair in found.splits["test"]] == ["1", "2", "b-1", "b-2"] and not found.problems
 
 
-def test_find_takes_the_exact_name_before_another_case(tmp_path: Path) -> None:
+def test_the_exact_name_goes_before_another_case(tmp_path: Path) -> None:
     for name in ("DATA", "Data", "data"):
         (tmp_path / name).mkdir()
-    assert find(tmp_path, "Data") == tmp_path / "Data"
-    assert find(tmp_path, "dATA") == tmp_path / "DATA"
-    assert find(tmp_path, "date") is None and find(tmp_path, "data/deeper") is None
+    tree = Tree()
+    assert tree.folders(tmp_path, "Data") == [tmp_path / name for name in ("Data", "DATA", "data")]
+    assert tree.folders(tmp_path, "dATA") == [tmp_path / name for name in ("DATA", "Data", "data")]
+    assert tree.folders(tmp_path, "date") == tree.folders(tmp_path, "data/deeper") == []
     touch(tmp_path / "Data" / "LIST.csv")
-    assert find(tmp_path, "Data/list.CSV", folder=False) == tmp_path / "Data" / "LIST.csv"
-    assert find(tmp_path, "Data/list.csv") is None and find(tmp_path, "Data", folder=False) is None
+    tree = Tree()
+    assert tree.files(tmp_path, "Data/list.CSV") == [tmp_path / "Data" / "LIST.csv"]
+    assert tree.folders(tmp_path, "Data/list.csv") == tree.files(tmp_path, "Data") == []
+
+
+def close(monkeypatch: pytest.MonkeyPatch, *closed: Path) -> None:
+    """Folders without permissions, for tests that run as root too."""
+    listdir, scandir, isdir = os.listdir, os.scandir, os.path.isdir
+
+    def opened(path: Path) -> Path:
+        if path in closed:
+            raise PermissionError(13, "Permission denied", str(path))
+        return path
+
+    monkeypatch.setattr("datasets.tree.os.listdir", lambda path: listdir(opened(path)))
+    monkeypatch.setattr("datasets.pairing.os.scandir", lambda path: scandir(opened(path)))
+    monkeypatch.setattr("datasets.tree.os.path.isdir", lambda path: isdir(path) and not {*closed} & {*path.parents})
+
+
+def test_a_closed_folder_is_named_with_the_remedy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(tmp_path / "TOYS", [("images/{}.png", "masks/{}.png")])
+    closed = tmp_path / "TOYS" / "masks"
+    close(monkeypatch, closed)
+    with pytest.raises(DatasetMissing) as raised:
+        look(tmp_path)
+    assert f"Cannot be read: {closed} (Permission denied; allow it: chmod u+rx {closed})" in str(raised.value)
+    close(monkeypatch, tmp_path)
+    with pytest.raises(DatasetMissing, match=f"Cannot be read: {tmp_path} .Permission denied; allow it: chmod u.rx"):
+        look(tmp_path)
+
+
+def test_a_closed_folder_hides_no_whole_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "toys").mkdir()
+    planted = plant(tmp_path / "Playthings", [("images/{}.png", "masks/{}.png")])
+    close(monkeypatch, tmp_path / "toys")
+    found = look(tmp_path)
+    assert paired(found) == planted and not found.problems
+
+
+def test_a_closed_folder_of_an_optional_part_is_a_problem(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parts = {name: (Folders((f"{name}/images",), (f"{name}/masks",)),) for name in ("train", "easy", "hard")}
+    for name in parts:
+        plant(tmp_path, [(f"{name}/images/{{}}.png", f"{name}/masks/{{}}.png")])
+    close(monkeypatch, tmp_path / "hard")
+    found = look(tmp_path, Layout("three", parts, optional=frozenset({"easy", "hard"})))
+    assert list(found.splits) == ["train", "easy"]
+    why = f"Permission denied; allow it: chmod u+rx {tmp_path / 'hard'}"
+    assert found.problems == [Problem("folders that cannot be read", tmp_path / "hard", why)]
+
+
+def test_a_folder_that_cannot_be_listed_may_be_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    planted = plant(tmp_path / "data" / "toys", [("images/{}.png", "masks/{}.png")])
+    isdir = os.path.isdir
+    close(monkeypatch, tmp_path / "data", tmp_path / "data" / "toys")
+    monkeypatch.setattr("datasets.tree.os.path.isdir", isdir)
+    found = look(tmp_path / "data")
+    assert paired(found) == planted and not found.problems
+
+
+def test_half_an_optional_part_is_a_problem(tmp_path: Path) -> None:
+    parts = {"train": (Folders(("images",), ("masks",)),)}
+    parts["joined"] = (Folders(("a/images",), ("a/masks",)), Folders(("b/images",), ("b/masks",)))
+    parts["test"] = (Listing(("test.csv",)),)
+    layout = Layout("joined", parts, optional=frozenset({"joined"}))
+    plant(tmp_path / "toys", [("images/{}.png", "masks/{}.png")])
+    plant_lists(tmp_path / "toys", ["test"])
+    assert not look(tmp_path, layout).problems
+    plant(tmp_path / "toys", [("a/images/{}.png", "a/masks/{}.png")])
+    (tmp_path / "toys" / "b" / "masks").mkdir(parents=True)
+    found = look(tmp_path, layout)
+    assert list(found.splits) == ["train", "test"]
+    detail = "lacks b/images/, b/masks/*.jpg *.jpeg *.png *.bmp *.tif *.tiff *.gif"
+    assert found.problems == [Problem("test sets that are there in part", tmp_path / "toys" / "a" / "images", detail)]
+
+
+def test_links_in_a_loop_are_passed_over(tmp_path: Path) -> None:
+    planted = plant(tmp_path / "copy", [("images/{}.png", "masks/{}.png")])
+    (tmp_path / "copy" / "masks" / "loop.png").symlink_to("loop.png")
+    (tmp_path / "copy" / "Images").symlink_to("Images")
+    (tmp_path / "toys").symlink_to("toys")
+    found = look(tmp_path / "copy")
+    assert paired(found) == planted and not found.problems
+    with pytest.raises(DatasetMissing):
+        look(tmp_path)
 
 
 def test_lists_alone_need_the_name_of_the_dataset(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from bench.metrics import METRICS
 from bench.regime import resolve
 from datasets import DatasetBroken, DatasetMissing, Split, evidence, load
 from datasets.pairing import Pair
+from datasets.verify import verify
 
 SIZE = (24, 18)  # width, height
 PRANET = {
@@ -194,9 +195,10 @@ def test_missing_dataset_says_where_to_get_it(tmp_path: Path) -> None:
     message = str(raised.value)
     for expected in (
         f"{tmp_path / 'polyps'} (no such folder)",
-        "PraNet's re-pack: TrainDataset/images or TrainDataset/image/, TrainDataset/masks or TrainDataset/mask/, "
-        "and the files of one or more of cvc_612, cvc_colondb, cvc_t, etis, kvasir",
-        "the original archives: Kvasir-SEG/images",
+        "PraNet's re-pack: TrainDataset/images/ or TrainDataset/image/, TrainDataset/masks/ or TrainDataset/mask/; "
+        "where there, the test sets cvc_612, cvc_colondb, cvc_t, etis, kvasir",
+        "(in a folder named polyps or polyp): train.csv, val.csv, test_Kvasir.csv, test_CVC-ClinicDB.csv; where there,",
+        "the original archives: Kvasir-SEG/images/ or ",
         "Get it: python -m datasets fetch polyps, or: PraNet's re-pack has all five test sets",
         "1YiGHLw4iTvKdvbT6MgwO9zcCv8zJ_Bnb",
     ):
@@ -264,9 +266,48 @@ def test_both_training_archives_are_needed(lacking: str, tmp_path: Path) -> None
 
 def test_further_archives_may_be_missing(tmp_path: Path) -> None:
     plant_originals(tmp_path)
-    for folder in ("CVC-ColonDB", "ETIS-LaribPolypDB/Ground Truth", "CVC-EndoSceneStill/CVC-300/gtpolyp"):
+    for folder in ("CVC-ColonDB", "ETIS-LaribPolypDB", "CVC-EndoSceneStill/CVC-300"):
         shutil.rmtree(tmp_path / folder)
     assert list(load("polyps").open(tmp_path)) == ["train", "validation", "kvasir", "cvc_612"]
+
+
+@pytest.mark.parametrize(
+    ("repack", "there", "lacking"),
+    [
+        (True, "TestDataset/CVC-300/images", "TestDataset/CVC-300/masks/ or TestDataset/CVC-300/mask/"),
+        (True, "TestDataset/CVC-300/masks", "TestDataset/CVC-300/images/ or TestDataset/CVC-300/image/"),
+        (False, "CVC-EndoSceneStill/CVC-300/bbdd", "CVC-EndoSceneStill/CVC-300/gtpolyp/"),
+    ],
+)
+def test_half_a_test_set_is_told(repack: bool, there: str, lacking: str, tmp_path: Path) -> None:
+    (plant_pranet if repack else plant_originals)(tmp_path)
+    shutil.rmtree(tmp_path / lacking.split(" or ")[0])
+    told = f"test sets that are there in part (1):\n  {there}: lacks {lacking}\n"
+    with pytest.raises(DatasetBroken) as raised:
+        load("polyps").open(tmp_path)
+    assert told in str(raised.value) and "go on without them: --allow-broken" in str(raised.value)
+    with pytest.warns(match="test sets that are there in part"):
+        splits = load("polyps").open(tmp_path, allow_broken=True)
+    assert list(splits) == ["train", "validation", "kvasir", "cvc_612", "cvc_colondb", "etis"]
+    report = verify(load("polyps"), tmp_path)
+    assert not report["whole"] and report["problems"] == [
+        {"kind": "test sets that are there in part", "files": [{"path": there, "detail": f"lacks {lacking}"}]}
+    ]
+
+
+def test_half_a_test_set_alone_is_told(tmp_path: Path) -> None:
+    plant_pranet(tmp_path, tests=("kvasir",))
+    for path in (tmp_path / "TestDataset/Kvasir/masks").iterdir():
+        path.unlink()
+    with pytest.raises(DatasetMissing, match=r"lacks TestDataset/Kvasir/masks/\*\.jpg"):
+        load("polyps").open(tmp_path)
+
+
+@pytest.mark.parametrize("empty", ["TrainDataset/images", "TrainDataset/MASKS", "TrainDataset/image/image"])
+def test_an_empty_folder_gives_way_to_a_full_one(empty: str, tmp_path: Path) -> None:
+    plant_pranet(tmp_path)
+    (tmp_path / empty).mkdir()
+    assert_pranet(load("polyps").open(tmp_path))
 
 
 @pytest.mark.parametrize("form", ["TIF", "PNG"])
@@ -313,6 +354,25 @@ def test_lists_win_and_pranet_adds_the_further_test_sets(tmp_path: Path) -> None
     assert list(splits) == ["train", "validation", *dataset.test_sets]
     assert list(splits["validation"].identifiers) == TRAIN[:4] != list(HELD_OUT)
     assert_read_right(splits)
+
+
+def test_lists_of_another_dataset_train_nothing(tmp_path: Path) -> None:
+    plant_authors(tmp_path)
+    half = plant_authors(tmp_path / "polyp")
+    for name in ("train.csv", "val.csv"):
+        (half / name).unlink()
+    shutil.rmtree(half / "TrainDataset")
+    shutil.rmtree(tmp_path / "TrainDataset")
+    with pytest.raises(DatasetMissing, match=r"polyp .lacks train\.csv, val\.csv\)"):
+        load("polyps").find(tmp_path)
+
+
+def test_lists_in_another_case_than_the_files(tmp_path: Path) -> None:
+    base = plant_authors(tmp_path / "polyps")
+    expected = evidence(load("polyps").open(tmp_path))
+    for path in (base / "TrainDataset/image", base / "TrainDataset", base / "TestDataset/Kvasir/masks"):
+        path.rename(path.with_name(path.name.upper()))
+    assert evidence(load("polyps").open(tmp_path)) == expected
 
 
 @pytest.mark.parametrize("entry", ["../outside.png", "/etc/passwd", "a/../../outside.png", "..\\outside.png"])

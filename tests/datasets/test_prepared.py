@@ -472,6 +472,11 @@ def test_what_cannot_be_prepared(name: str, size: int, parameters: dict, told: s
         prepare_command(name, root, image_size=size, parameters=parameters)
 
 
+def test_a_number_of_workers_is_needed(data: Path) -> None:
+    with pytest.raises(PrepareError, match=r"--workers -3: .* 0 for one on each core"):
+        prepare_command("isic2017", data, image_size=SIZE, workers=-3)
+
+
 def test_the_real_sample(test_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = tmp_path / "isic2017"
     for images, masks in FOLDERS.values():

@@ -150,6 +150,24 @@ def test_lists_elsewhere_may_be_another_datasets(tmp_path: Path) -> None:
         load("sbu").open(tmp_path)
 
 
+def test_tables_of_something_else_hide_no_archive(tmp_path: Path) -> None:
+    base = plant(tmp_path / "sbu")
+    for name in ("train", "val", "test"):
+        (base / f"{name}.csv").write_text("filename,age\na,1\n")
+    assert load("sbu").find(tmp_path).layout.name == "the original archive"
+
+
+def test_a_list_that_cannot_be_read_hides_the_archive_and_is_told(tmp_path: Path) -> None:
+    base = plant(tmp_path / "sbu")
+    for name in ("train", "val", "test"):
+        (base / f"{name}.csv").write_text("image,label\n", encoding="utf-16")
+    for allow_broken in (False, True):
+        with pytest.raises(
+            DatasetBroken, match=r"lists that cannot be read \(3\):\n  train.csv: it is no text in UTF-8"
+        ):
+            load("sbu").open(tmp_path, allow_broken=allow_broken)
+
+
 def test_the_test_set_alone_is_a_missing_dataset(tmp_path: Path) -> None:
     for name in TESTED:
         plant_pair(tmp_path / TEST, name)

@@ -8,6 +8,7 @@ import pickle
 import random
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -20,11 +21,11 @@ from PIL import Image
 
 from datasets import load
 from datasets.pairing import Pair
-from datasets.splitting import as_found, draw, hold_out
+from datasets.splitting import as_found, draw, hold_out, rank
 
 PROJECT = Path(__file__).parents[2]
 
-names = st.lists(st.text(min_size=1, max_size=6, alphabet="abé 漢._-0"), unique=True, max_size=25)
+names = st.lists(st.text(min_size=1, max_size=6, alphabet="aAbé 漢._-0"), unique=True, max_size=25)
 shares = st.sampled_from([0.1, 0.2, 14 / 1108, 0.5, 0.9])
 seeds = st.integers(0, 10**6)
 
@@ -33,15 +34,18 @@ def pairs_of(identifiers: Sequence[str]) -> list[Pair]:
     return [Pair(name, Path(f"images/{name}.png"), Path(f"masks/{name}.png")) for name in identifiers]
 
 
+def place(name: str, seed: int) -> tuple[str, str]:
+    small = unicodedata.normalize("NFC", name).lower()
+    return hashlib.sha256(f"{seed} {small}".encode()).hexdigest(), name
+
+
 def lowest(identifiers: Sequence[str], count: int, seed: int) -> set[str]:
     """The names whose hash with the seed is lowest, found one after another."""
     left, chosen = list(identifiers), set()
     for _ in range(min(count, len(left))):
         first = left[0]
         for name in left:
-            if hashlib.sha256(f"{seed} {name}".encode()).hexdigest() < (
-                hashlib.sha256(f"{seed} {first}".encode()).hexdigest()
-            ):
+            if place(name, seed) < place(first, seed):
                 first = name
         left.remove(first)
         chosen.add(first)
@@ -55,6 +59,18 @@ def test_drawn_are_the_lowest_hashes(identifiers: list[str], count: int, seed: i
     expected = lowest(identifiers, count, seed)
     assert chosen == [pair for pair in pairs if pair.identifier in expected]
     assert others == [pair for pair in pairs if pair.identifier not in expected]
+
+
+@given(st.text(min_size=1, max_size=6, alphabet="aÄéßǅ漢가 1"), seeds)
+def test_a_rank_is_that_of_the_name_in_any_case_and_form(name: str, seed: int) -> None:
+    for form in ("NFC", "NFD"):
+        other = unicodedata.normalize(form, name)
+        assert rank(other, seed)[0] == rank(other.lower(), seed)[0] == rank(name, seed)[0]
+        assert rank(other, seed)[1] == other
+
+
+def test_a_name_that_is_no_text_has_a_rank() -> None:
+    assert rank(os.fsdecode(b"t\xe9"), 1)[0] == hashlib.sha256(b"1 t\xe9").digest()
 
 
 @given(names, shares, seeds)
@@ -181,3 +197,16 @@ def test_the_order_of_a_folder_changes_nothing(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr("datasets.pairing.os.scandir", Backwards)
     assert {name: split.identifiers for name, split in load("sbu").open(tmp_path).items()} == splits
+
+
+def test_the_case_of_a_copys_names_changes_no_draw(tmp_path: Path) -> None:
+    drawn = []
+    for change in (str.lower, str.upper):
+        base = plant(tmp_path / change("copy") / "sbu", 30)
+        for path in [*base.glob("*/*/*.png")]:
+            path.rename(path.with_name(f"{change(path.stem)}.new"))
+        for path in [*base.glob("*/*/*.new")]:
+            path.rename(path.with_suffix(".png"))
+        splits = load("sbu").open(base)
+        drawn.append({name: [stem.lower() for stem in split.identifiers] for name, split in splits.items()})
+    assert drawn[0] == drawn[1] and len(drawn[0]["validation"]) == 3

@@ -253,7 +253,7 @@ def test_inspection_counts_the_pixels_of_every_class(dataset: Dataset, plant_it,
             path = tmp_path / place / masks / f"{number}_mask.png"
             picture = Image.open(path).convert("RGB")
             seen = Counter(colours.index(picture.getpixel((x, y))) for y in range(SIZE[1]) for x in range(SIZE[0]))
-            assert looked.encoding.count(looked.files[path].levels) == seen
+            assert looked.encoding.count(looked.masks[path].levels) == seen
 
 
 def test_category_names_are_those_of_the_papers_table() -> None:

@@ -14,12 +14,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageEnhance
 
-from datasets import duplicates, evidence, load
+from datasets import DatasetBroken, duplicates, evidence, load
 from datasets.duplicates import NEAR, changes, near, same
 from datasets.encoding import Encoding, indexed, threshold, valued
 from datasets.files import FileDataset
 from datasets.inspection import Inspected, fingerprint, inspect_image
-from datasets.layout import Folders, Layout
+from datasets.layout import Layout
+from datasets.parts import Folders
 from datasets.verdict import LEAK, judge
 from datasets.verify import verify
 from datasets.verify_text import ranges
@@ -141,6 +142,73 @@ def test_a_missing_test_set_counts_as_empty(tmp_path: Path) -> None:
     assert verify(kind(paper=without), tmp_path)["whole"]
 
 
+def write_lists(base: Path, rows: dict[str, str]) -> FileDataset:
+    for split, lines in rows.items():
+        (base / f"{split}.csv").write_text(f"image,label\n{lines}")
+    return load("folder", of=base.name, lists="{split}.csv")
+
+
+def test_nothing_is_not_whole(tmp_path: Path) -> None:
+    dataset = write_lists(tmp_path, {"train": "", "val": "", "test": ""})
+    report = verify(dataset, tmp_path)
+    assert not report["whole"]
+    assert report["errors"] == [
+        "no pair at all is in train, val, test: its folder or list is empty, or too few can be drawn"
+    ]
+    with pytest.raises(DatasetBroken) as raised:
+        dataset.open(tmp_path)
+    assert "(0)" not in str(raised.value) and "fetch these files again" not in str(raised.value)
+    assert "There is no pair for train, validation, test among the 0 found" in str(raised.value)
+
+
+def test_what_cannot_be_opened_is_not_whole(tmp_path: Path) -> None:
+    for folder, picture in (("images", scene(0)), ("masks", Image.fromarray(outline(0)))):
+        (tmp_path / folder).mkdir()
+        picture.save(tmp_path / folder / "only.png")
+    dataset = load("folder", of=tmp_path.name)
+    (error,) = verify(dataset, tmp_path)["errors"]
+    assert error.startswith("no pair at all is in train")
+    with pytest.raises(DatasetBroken, match=r"There is no pair for train.* among the 1 found: .* too few are there"):
+        dataset.open(tmp_path)
+
+
+def test_an_image_as_its_own_mask(tmp_path: Path) -> None:
+    plant(tmp_path)
+    picture = "train/images/0.png"
+    rows = {split: f"{split}/images/{n}.png,{split}/masks/{n}.png\n" for split, n in (("train", 1), ("test", 20))}
+    rows["val"] = "validation/images/10.png,validation/masks/10.png\n"
+    dataset = write_lists(tmp_path, rows | {"train": f"{picture},{picture}\n{rows['train']}"})
+    (problem,) = verify(dataset, tmp_path)["problems"]
+    assert problem == {"kind": "masks that are the image itself", "files": [{"path": picture, "detail": ""}]}
+    with pytest.raises(DatasetBroken, match=r"masks that are the image itself \(1\):\n  train/images/0\.png"):
+        dataset.open(tmp_path)
+
+
+def test_a_mask_as_another_pairs_image(tmp_path: Path) -> None:
+    """Each file is remembered for what it is read as."""
+    plant(tmp_path)
+    rows = {
+        "val": "validation/images/10.png,validation/masks/10.png\n",
+        "test": "test/images/20.png,test/masks/20.png\n",
+    }
+    rows["train"] = "train/images/0.png,train/masks/0.png\ntrain/masks/0.png,train/masks/1.png\n"
+    dataset = write_lists(tmp_path, rows)
+    first, second = (dataset.open(tmp_path)["train"] for _ in range(2))
+    assert [first.labels(index) for index in range(2)] == [second.labels(index) for index in range(2)] == [{0, 1}] * 2
+    assert verify(dataset, tmp_path)["usable"]["train"] == 2
+
+
+@pytest.mark.parametrize("noise", [2, 1])
+def test_a_blank_mask_with_noise_is_told_what_to_do(noise: int, tmp_path: Path) -> None:
+    plant(tmp_path)
+    Image.fromarray(np.minimum(np.arange(SIZE[0] * SIZE[1]) % 3, noise).reshape(SIZE[::-1]).astype(np.uint8)).save(
+        tmp_path / "train" / "masks" / "1.png"
+    )
+    (problem,) = verify(Mini(), tmp_path)["problems"]
+    assert problem["kind"] == "masks whose foreground would be lost"
+    assert ("store it as zeros" in problem["files"][0]["detail"]) is (noise == 2)
+
+
 def truncate(base: Path) -> None:
     path = base / "train" / "images" / "1.png"
     path.write_bytes(path.read_bytes()[:200])
@@ -248,11 +316,20 @@ def test_the_same_file_in_training_and_test(tmp_path: Path) -> None:
 def test_the_same_file_on_one_side(tmp_path: Path) -> None:
     plant(tmp_path)
     shutil.copy(tmp_path / "train" / "images" / "3.png", tmp_path / "train" / "images" / "1.png")
-    shutil.copy(tmp_path / "train" / "images" / "0.png", tmp_path / "validation" / "images" / "11.png")
     shutil.copy(tmp_path / "test" / "images" / "20.png", tmp_path / "extra" / "images" / "31.png")
     report = verify(Mini(), tmp_path)
-    assert len(report["duplicates"]) == 3 and report["leaked"] == {}
-    assert report["whole"] and report["warnings"] == ["images that are there more than once on the same side: 3"]
+    assert len(report["duplicates"]) == 2 and report["leaked"] == {}
+    assert report["whole"] and report["warnings"] == ["images that are there more than once on the same side: 2"]
+
+
+def test_the_same_file_in_training_and_validation(tmp_path: Path) -> None:
+    plant(tmp_path)
+    shutil.copy(tmp_path / "train" / "images" / "0.png", tmp_path / "validation" / "images" / "11.png")
+    report = verify(Mini(), tmp_path)
+    assert report["leaked"] == {"val": 1} and report["warnings"] == []
+    assert report["errors"] == ["1 of 2 images of val are files for training too"] and not report["whole"]
+    few = judge(report | {"usable": report["usable"] | {"val": round(1 / LEAK)}})
+    assert few["whole"] and few["warnings"] == ["1 of 100 images of val are files for training too"]
 
 
 def reencoded(picture: Image.Image, quality: int) -> Image.Image:
