@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bench.spec import Cell
-from datasets import Split, few_shot, squash_image, squash_mask
+from datasets import Split, few_shot, squash_mask
 from datasets.cache import Cache
 from methods.randomness import coin
 
@@ -58,8 +58,8 @@ class SquashedSplit:
             return self._kept[index]
         pair = self._prepared(index)
         if pair is None:
-            image, mask, _ = self.split[index]
-            pair = squash_image(image, self.size), squash_mask(mask, self.size)
+            image, mask = self.split.squashed(index, self.size)
+            pair = image, squash_mask(mask, self.size)
             if len(self._kept) < self._room:
                 self._kept[index] = pair
         return pair
@@ -69,8 +69,8 @@ class SquashedSplit:
         pair = self._prepared(index)
         if pair is not None:
             return *pair, self.split.mask(index)
-        image, mask, _ = self.split[index]
-        return squash_image(image, self.size), squash_mask(mask, self.size), mask
+        image, mask = self.split.squashed(index, self.size)
+        return image, squash_mask(mask, self.size), mask
 
     def _prepared(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
         return None if self.cache is None else self.cache.get(self.split.digest(index))

@@ -18,6 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench.registry import Registry
+from datasets.squash import squash_image
 
 IGNORE = 255
 """The mask value of pixels that neither train nor count."""
@@ -56,6 +57,11 @@ class Split(ABC):
     def mask(self, index: int) -> np.ndarray:
         """The mask of that image: (H, W), uint8 class indices, :data:`IGNORE` where nothing counts."""
 
+    def squashed(self, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        """The image squashed to (size, size, 3), and its mask at its own size; each is read once."""
+        image, mask, _ = self[index]
+        return squash_image(image, size), mask
+
     def digest(self, index: int) -> str:
         """What stands for the sample's content in :func:`evidence`; here the digest of its pixels."""
         image, mask = self.image(index), self.mask(index)
@@ -91,6 +97,9 @@ class _Subset(Split):
 
     def mask(self, index: int) -> np.ndarray:
         return self._whole.mask(self._indices[index])
+
+    def squashed(self, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        return self._whole.squashed(self._indices[index], size)
 
     def digest(self, index: int) -> str:
         return self._whole.digest(self._indices[index])

@@ -21,6 +21,7 @@ from datasets.encoding import Encoding, UnknownColour, threshold
 from datasets.inspection import Inspected, check_depth, inspect_files
 from datasets.layout import Found, Layout, locate
 from datasets.pairing import Pair, Problem
+from datasets.squash import squash_picture
 
 _LISTED = 20
 
@@ -70,6 +71,11 @@ class FileSplit(Split):
                 return self._encoding.decode(picture)
             except UnknownColour as error:
                 raise UnknownColour(f"{path}: {error}") from None
+
+    def squashed(self, index: int, size: int) -> tuple[np.ndarray, np.ndarray]:
+        with Image.open(self._pairs[index].image) as picture:
+            check_depth(picture)
+            return squash_picture(picture, size), self.mask(index)
 
     def digest(self, index: int) -> str:
         return self._digests[index]

@@ -26,7 +26,7 @@ from filelock import FileLock, Timeout
 
 from datasets.base import Dataset, Split, load
 from datasets.cache import SHARD, Cache, is_whole, shard_path, write_shard
-from datasets.squash import squash_image, squash_mask
+from datasets.squash import squash_mask
 
 _QUIET_SECONDS = 5
 _REMEDY = "Make room there, name another folder with BENCH_CACHE, or choose a smaller --image-size"
@@ -190,12 +190,12 @@ def _squash(members: Sequence[Member], size: int) -> Iterator[tuple[np.ndarray, 
             raise _Stopped
         split = _splits[name]
         try:
-            image, mask, _ = split[index]
+            image, mask = split.squashed(index, size)
         except Exception as error:  # a damaged file makes Pillow's parsers raise almost anything
             raise PrepareError(
                 f"{name} {split.identifiers[index]} cannot be read ({error}): its file has changed. {_KEPT}"
             ) from error
-        yield squash_image(image, size), squash_mask(mask, size)
+        yield image, squash_mask(mask, size)
 
 
 class _Progress:

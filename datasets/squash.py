@@ -16,6 +16,12 @@ def squash_image(image: np.ndarray, size: int) -> np.ndarray:
     return _squash(image, size, Image.Resampling.BICUBIC)
 
 
+def squash_picture(picture: Image.Image, size: int) -> np.ndarray:
+    """What :func:`squash_image` makes of a picture's pixels in RGB, without copying the large arrays to and fro."""
+    rgb = picture if picture.mode == "RGB" else picture.convert("RGB")
+    return np.array(rgb.resize((size, size), Image.Resampling.BICUBIC))
+
+
 def squash_mask(mask: np.ndarray, size: int) -> np.ndarray:
     """A mask (H, W) of uint8 class indices as (size, size), nearest, so that no new value appears."""
     return _squash(mask, size, Image.Resampling.NEAREST)

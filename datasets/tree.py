@@ -73,10 +73,9 @@ class Tree:
                 names.setdefault(folded(name), []).append(name)
             if not os.access(place, os.X_OK):
                 raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        except (FileNotFoundError, NotADirectoryError):
-            pass
         except OSError as error:
-            self._close(place, error)
+            if not isinstance(error, FileNotFoundError | NotADirectoryError):
+                self._close(place, error)
         return names
 
     def _close(self, place: Path, error: OSError) -> None:
