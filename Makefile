@@ -10,8 +10,8 @@ PY := $(VENV)/bin/python
 
 .PHONY: demo test test-real clean
 
-demo: $(VENV)/ready  ## run every method on generated images and print the table (minutes)
-	$(PY) -m bench.run --matrix smoke
+demo: $(VENV)/ready  ## four methods on generated images, three seeds each, and the table (minutes)
+	$(PY) -m bench.run --matrix demo
 	$(PY) -m analysis.tables
 	@echo
 	@echo "Where to look next"

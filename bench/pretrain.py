@@ -81,7 +81,7 @@ def main(words: list[str] | None = None) -> int:
 def _train(options: argparse.Namespace, words: list[str]) -> None:
     import torch
 
-    from bench.environment import describe
+    from bench.environment import PROJECT, describe
     from bench.pretraining.export import code_digest
     from bench.pretraining.loop import Budget, Recipe, Run
 
@@ -102,7 +102,8 @@ def _train(options: argparse.Namespace, words: list[str]) -> None:
         precision=precision,
         workers=options.workers,
         origin={
-            "command": shlex.join(["python", "-m", "bench.pretrain", *words]),
+            # A card travels: it names places from the project's folder.
+            "command": shlex.join(["python", "-m", "bench.pretrain", *words]).replace(f"{PROJECT}/", ""),
             "machine": here["device"],
             "torch": here["torch"],
             "commit": here["commit"],

@@ -94,7 +94,7 @@ def print_plan(plan: Any, places: Sequence[Any], options: argparse.Namespace, co
     )
     if plan.random_backbones():
         console.print(
-            f"RANDOM BACKBONE: {', '.join(sorted(plan.random_backbones()))} has no pre-trained weights here. "
+            f"RANDOM BACKBONE: {', '.join(sorted(plan.random_backbones()))} starts from random weights. "
             "The numbers show that everything runs; they say nothing about which method is better.",
             style="bold yellow",
         )

@@ -122,6 +122,7 @@ def card(made: Mapping[str, Any], scores: Mapping[str, Any] | None) -> str:
             f"| {start.get('commit') or 'not recorded'} | `{start.get('command', 'not recorded')}` |"
             for start in made["starts"]
         ),
+        *(f"\n{start['note']}" for start in made["starts"] if "note" in start),
         "",
         *(score_lines(scores) if scores else ["Not scored."]),
     ]

@@ -59,6 +59,9 @@ OFFICIAL: dict[str, Official] = {
     ),
 }
 
+BUNDLED: dict[str, Path] = {"tiny": Path(__file__).with_name("tiny.safetensors")}
+"""Weights that come with the project, pre-trained by ``python -m bench.pretrain``; a card lies beside each."""
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -144,8 +147,8 @@ def resolve(backbone: str, checkpoint: str) -> Checkpoint:
     """The weights that a ``checkpoint`` setting means for a backbone; downloads nothing.
 
     Args:
-        checkpoint: "auto" (the official weights; random ones for a backbone that has none), "none" (random),
-            the name of an official file, or the path of a .pth, .pt or .safetensors file.
+        checkpoint: "auto" (the official weights, or those that come with the project), "none" (random), the
+            name of such a file, or the path of a .pth, .pt or .safetensors file.
 
     Raises:
         bench.registry.UnknownName: no such backbone.
@@ -153,13 +156,18 @@ def resolve(backbone: str, checkpoint: str) -> Checkpoint:
     """
     size_of(backbone)
     if checkpoint == "auto":
-        checkpoint = OFFICIAL[backbone].file if backbone in OFFICIAL else "none"
+        checkpoint = OFFICIAL[backbone].file if backbone in OFFICIAL else BUNDLED[backbone].name
     if checkpoint == "none":
         return Checkpoint("none")
     by_file = {official.file: official for official in OFFICIAL.values()}
     by_name = by_file | {Path(file).stem: official for file, official in by_file.items()}
-    path = Path(checkpoint).expanduser()
-    if checkpoint in by_name:
+    bundled = {file.name: size for size, file in BUNDLED.items()}
+    path, belongs = Path(checkpoint).expanduser(), backbone
+    official = None
+    if checkpoint in bundled:
+        belongs = bundled[checkpoint]
+        path = BUNDLED[belongs]
+    elif checkpoint in by_name:
         official = by_name[checkpoint]
         path = cache_folder() / "checkpoints" / official.file
     elif path.is_file():
@@ -168,15 +176,17 @@ def resolve(backbone: str, checkpoint: str) -> Checkpoint:
         raise CheckpointError(f"checkpoint {checkpoint!r}: there is no file {path.absolute()}")
     else:
         raise CheckpointError(
-            f"{UnknownName('checkpoint', checkpoint, ['auto', 'none', *by_file])} "
+            f"{UnknownName('checkpoint', checkpoint, ['auto', 'none', *by_file, *bundled])} "
             f"A file of your own is named by its path and ends in {', '.join(SUFFIXES)}."
         )
     if path.suffix not in SUFFIXES:
         raise CheckpointError(f"checkpoint {checkpoint!r} ends in none of {', '.join(SUFFIXES)}")
-    if official is not None and official.backbone != backbone:
+    if official is not None:
+        belongs = official.backbone
+    if belongs != backbone:
         raise CheckpointError(
-            f"checkpoint {checkpoint!r} belongs to {official.backbone}, not to {backbone}. "
-            f'Set backbone = "{official.backbone}", or checkpoint = "auto".'
+            f"checkpoint {checkpoint!r} belongs to {belongs}, not to {backbone}. "
+            f'Set backbone = "{belongs}", or checkpoint = "auto".'
         )
     return Checkpoint(path.name, path, official)
 

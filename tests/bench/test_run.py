@@ -94,9 +94,9 @@ def test_what_changes_no_result_changes_no_id(three, capsys, tmp_path):
 
 
 def test_a_random_backbone_is_said_loudly(three, capsys):
-    main(words(three, "--dry-run"))
+    main(words(three, "--dry-run", "--set", "checkpoint=none"))
     assert "RANDOM BACKBONE: tiny" in capsys.readouterr().out
-    main(words(three, "--dry-run", "--set", "backbone=vit_b"))
+    main(words(three, "--dry-run", "--set", "checkpoint=auto"))
     assert "RANDOM" not in capsys.readouterr().out
 
 

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from methods.sam import checkpoints
 from methods.sam.build import native_shapes
-from methods.sam.checkpoints import OFFICIAL, Checkpoint, CheckpointError, file_digest, resolve
+from methods.sam.checkpoints import BUNDLED, OFFICIAL, Checkpoint, CheckpointError, file_digest, resolve
 
 PROJECT = Path(__file__).parents[2]
 
@@ -71,12 +71,22 @@ def test_auto_and_the_official_names_mean_the_same_file(backbone: str, cache: Pa
     assert not found.pop().random
 
 
-@pytest.mark.parametrize(("backbone", "checkpoint"), [("tiny", "auto"), ("tiny", "none"), ("vit_h", "none")])
+@pytest.mark.parametrize(("backbone", "checkpoint"), [("tiny", "none"), ("vit_h", "none")])
 def test_random_weights(backbone: str, checkpoint: str) -> None:
     found = resolve(backbone, checkpoint)
     assert found == Checkpoint("none") and found.random and found.digest() == "random"
     with pytest.raises(CheckpointError, match="random weights"):
         found.load()
+
+
+@pytest.mark.parametrize("checkpoint", ["auto", "tiny.safetensors"])
+def test_the_tiny_backbone_starts_from_the_weights_that_come_with_the_project(checkpoint: str) -> None:
+    found = resolve("tiny", checkpoint)
+    assert found == Checkpoint("tiny.safetensors", BUNDLED["tiny"]) and not found.random
+    assert found.digest() == hashlib.sha256(BUNDLED["tiny"].read_bytes()).hexdigest()
+    assert found.load(native_shapes("tiny")).keys() == native_shapes("tiny").keys()
+    with pytest.raises(CheckpointError, match='belongs to tiny, not to vit_b. Set backbone = "tiny"'):
+        resolve("vit_b", "tiny.safetensors")
 
 
 def test_the_cache_is_in_the_home_folder_by_default(monkeypatch: pytest.MonkeyPatch) -> None:
