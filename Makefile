@@ -2,16 +2,18 @@
 #
 #   PYTHON=python3.12   the interpreter to build on (3.11 to 3.13)
 #   SYSTEM_TORCH=1      reuse the torch and torchvision that interpreter already has
+#   DEVICES=0           what the demo runs on: a GPU, or as it is two cells side by side on the CPU
 
 PYTHON ?= python3
 SYSTEM_TORCH ?=
+DEVICES ?= cpu:2
 VENV := .venv
 PY := $(VENV)/bin/python
 
 .PHONY: demo test test-real clean
 
 demo: $(VENV)/ready  ## four methods on generated images, three seeds each, and the table (minutes)
-	$(PY) -m bench.run --matrix demo
+	$(PY) -m bench.run --matrix demo --devices $(DEVICES)
 	$(PY) -m analysis.tables
 	@echo
 	@echo "Where to look next"
