@@ -85,7 +85,9 @@ def _fetch_archives(dataset: FileDataset, root: Path) -> int:
     if not work.is_dir():
         with suppress(DatasetMissing):
             found = dataset.find(root)
-            _say(f"{dataset.name} is there already, from elsewhere: nothing is fetched.")
+            _say(f"{dataset.name} is there already, from elsewhere: nothing is fetched into it.")
+            if any(len(found.splits.get(split, ())) < count for split, count in dataset.published.items()):
+                _say(f"It is not all of it. To fetch all: {_command('fetch', dataset.name, 'ANOTHER_DIR')}")
             return _show(type(dataset), found, root)
     _say(f"Fetching {dataset.name} into {base}. Terms: {dataset.terms or 'none stated'}.")
     work.mkdir(parents=True, exist_ok=True)

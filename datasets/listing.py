@@ -117,6 +117,8 @@ def show_list(entries: Sequence[Mapping[str, Any]], root: Path | None, console: 
         table.add_row(found["name"], Text(found["state"], STATES[found["state"]]), *numbers, words)
     console.print(table)
     console.print("one of them in full: python -m datasets list NAME", style="dim")
+    if root:
+        console.print(f"to each of these commands belongs --data-root {root}", style="dim", soft_wrap=True)
 
 
 _NAMING = "--data-root DIR or BENCH_DATA_ROOT=DIR"

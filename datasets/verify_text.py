@@ -126,7 +126,7 @@ def _show_verdict(report: Mapping[str, Any], console: Console) -> None:
     if not report["whole"]:
         console.print(f"not whole; {pairs:,} pairs are usable", style="bold red")
         if report["missing"]:
-            console.print(f"Get what is missing: python -m datasets fetch {report['dataset']}")
+            console.print(f"How to get all of it: python -m datasets list {report['dataset']}")
         if report["problems"]:
             console.print("Fetch or repair these files, or train without them: --allow-broken")
     elif report["warnings"]:

@@ -94,6 +94,7 @@ def test_list_has_a_line_for_every_dataset(root: Path, capsys: pytest.CaptureFix
     assert set(registry.names()) <= set(lines)
     assert lines["tiny"].split() == ["tiny", "there", "3", "2", "Tiny", "pictures,", "test", "2"]
     assert lines["isic2017"].split()[1] == "missing" and "python -m datasets fetch isic2017" in shown
+    assert shown.endswith(f"to each of these commands belongs --data-root {root}\n")
     assert lines["shapes"].split()[1] == "generated" and "needs --set" in lines["folder"]
 
 
@@ -271,7 +272,7 @@ def test_verify_of_a_copy_with_everything_wrong(root: Path, capsys: pytest.Captu
         "warning: 1 of 2 images of test closely resemble",
         "warning: blank masks: 1 test",
         "not whole; 5 pairs are usable",
-        "python -m datasets fetch tiny",
+        "python -m datasets list tiny",
         "--allow-broken",
     ):
         assert words in shown

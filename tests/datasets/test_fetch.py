@@ -393,6 +393,8 @@ def test_a_copy_from_elsewhere_is_left_alone(place: str, server: Server, tmp_pat
     assert server.asked == [] and tree(base) == FILES
     said = capsys.readouterr().out
     assert "there already, from elsewhere: nothing is fetched" in said and "train: 3 pairs" in said
+    # Of the test set two pairs in five are there, and fetching into the same folder would add none.
+    assert "To fetch all: python -m datasets fetch toys --data-root ANOTHER_DIR" in said
     assert not list(tmp_path.rglob(".fetch-toys"))
 
 
