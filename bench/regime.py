@@ -25,7 +25,12 @@ class Regime(BaseModel):
         clip_norm: largest gradient norm, 0 for none.
         batch_size: images an optimiser step; the micro-batch is a matter of memory and no part of the recipe.
         flip: random horizontal flips.
-        loss: a key of ``bench.losses.LOSSES``.
+        loss: one of ``bench.losses``: "set_prediction" for several classes, the others for binary masks.
+        mask_tokens: mask queries N of a model for several classes; an image with more classes loses some.
+        loss_weights: of set prediction's class cross-entropy, mask cross-entropy and Dice. 1/1/1 is what the release
+            trains with: the 10/5/5 of its configuration reach no code.
+        match_weights: of the same three in the cost by which segments are matched to queries.
+        points: sampled points an image and mask, where set prediction compares masks.
         validation_metric: decides the best epoch; a key of ``bench.metrics.METRICS``.
         patience: epochs without a better validation before training stops, 0 for never.
         max_steps: stop after so many optimiser steps although epochs are left, 0 for no limit.
@@ -45,7 +50,11 @@ class Regime(BaseModel):
     clip_norm: NonNegativeFloat = 1.0
     batch_size: PositiveInt = 4
     flip: bool = True
-    loss: Literal["structure", "structure_weighted", "balanced_bce"] = "structure"
+    loss: Literal["structure", "structure_weighted", "balanced_bce", "set_prediction"] = "structure"
+    mask_tokens: int = Field(10, ge=1, le=1000)
+    loss_weights: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (1.0, 1.0, 1.0)
+    match_weights: tuple[NonNegativeFloat, NonNegativeFloat, NonNegativeFloat] = (1.0, 5.0, 5.0)
+    points: int = Field(12_544, ge=4)
     validation_metric: str = "iou"
     patience: NonNegativeInt = Field(10)
     max_steps: NonNegativeInt = 0

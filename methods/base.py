@@ -27,8 +27,6 @@ registry: Registry[Method] = Registry(
 )
 register = registry.register
 
-TaskLoss = Callable[[Tensor, Tensor], Tensor]
-
 
 @dataclass(frozen=True)
 class Context:
@@ -40,6 +38,7 @@ class Context:
         backbone: a size of SAM, a key of ``methods.sam.SIZES``.
         checkpoint: "auto" (the official one of this size), "none" (random weights), an official name, or a path.
         seed: fixes the initial values of the parts a method adds.
+        mask_tokens: mask queries N of a model for several classes.
     """
 
     num_classes: int = 1
@@ -47,6 +46,7 @@ class Context:
     backbone: str = "vit_h"
     checkpoint: str = "auto"
     seed: int = 0
+    mask_tokens: int = 10
 
 
 class Embedding(NamedTuple):
@@ -71,7 +71,7 @@ class Output:
 
     Attributes:
         masks: logits at the input's size, (B, 1, H, W); with mask queries (B, N, H, W).
-        classes: class logits of the mask queries, (B, N, K + 1); None for binary masks.
+        classes: class logits of the mask queries, (B, N, K + 1), the last one being "no object"; None for binary masks.
         aux_losses: unweighted auxiliary losses by name, each (B,).
         expert_counts: (B, layers, experts) or None.
     """
@@ -82,15 +82,21 @@ class Output:
     expert_counts: Tensor | None = None
 
 
+TaskLoss = Callable[[Output, Tensor], Tensor]
+"""(output, target) -> one value an image, (B,)."""
+
+
 class Model(nn.Module, abc.ABC):
     """A trainable segmentation model; only parameters that require a gradient are trained and saved.
 
     Attributes:
+        num_classes: as in :class:`Context`.
         aux_weights: weight of each auxiliary loss, by its name; an absent name weighs nothing.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_classes: int = 1) -> None:
         super().__init__()
+        self.num_classes = num_classes
         self.aux_weights: dict[str, float] = {}
 
     @property
@@ -126,19 +132,29 @@ class Model(nn.Module, abc.ABC):
         return self(images)
 
     def targets(self, masks: Tensor) -> Tensor:
-        """Class indices (B, H, W) uint8 -> what ``loss`` compares with: (B, 1, H, W) floats in {0, 1}."""
-        return (masks == 1).unsqueeze(1).float()
+        """What ``loss`` compares with, from class indices (B, H, W) uint8.
+
+        Binary masks become (B, 1, H, W) floats in {0, 1}; indices of several classes, 255 where nothing counts, stay.
+        """
+        return masks if self.num_classes > 1 else (masks == 1).unsqueeze(1).float()
 
     def loss(self, output: Output, target: Tensor, task_loss: TaskLoss) -> Tensor:
         """Task loss plus weighted auxiliary losses, one value an image, (B,)."""
-        loss = task_loss(output.masks, target)
+        loss = task_loss(output, target)
         for name, value in output.aux_losses.items():
             loss = loss + self.aux_weights.get(name, 0.0) * value
         return loss
 
     def probabilities(self, output: Output) -> Tensor:
-        """Foreground probabilities (B, H, W), float32."""
-        return output.masks[:, 0].float().sigmoid()
+        """Foreground probabilities (B, H, W); of several classes scores (B, K, H, W), the largest of which decides.
+
+        Float32. Scores are sums over the mask queries, P(class) times P(pixel belongs to the mask), as in Mask2Former;
+        "no object" takes part in the softmax only.
+        """
+        if self.num_classes == 1:
+            return output.masks[:, 0].float().sigmoid()
+        classes = output.classes.float().softmax(-1)[..., :-1]
+        return torch.einsum("bnk,bnhw->bkhw", classes, output.masks.float().sigmoid())
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by name: what an adapter file holds."""
@@ -160,6 +176,7 @@ class Method(BaseModel, abc.ABC):
         paper_trainable_m: the paper's count of trainable parameters on vit_h, in millions.
         starts_as_sam: before the first step its masks are those of the frozen SAM, bit for bit.
         no_gradient: patterns of trained parameters' names that need not get a gradient.
+        several_classes: it can be built for more than binary masks.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -172,6 +189,7 @@ class Method(BaseModel, abc.ABC):
     starts_as_sam: ClassVar[bool] = False
     # Softmax ignores what is added to the scores of all keys alike.
     no_gradient: ClassVar[tuple[str, ...]] = (r"mask_decoder\..*k_proj\.bias",)
+    several_classes: ClassVar[bool] = True
 
     def caveats(self, context: Context) -> tuple[str, ...]:
         """What has to be said wherever its numbers stand, each a clause without a full stop."""

@@ -105,10 +105,18 @@ def build_parts(context: Context, *, random_seed: int = RANDOM_BACKBONE_SEED) ->
 def build_segmenter(context: Context, *, random_seed: int = RANDOM_BACKBONE_SEED) -> SamSegmenter:
     """A frozen SAM with a trainable reduced decoder, on the CPU (or under ``torch.device("meta")``).
 
-    Takes and raises what :func:`build_parts` does, and ValueError for more than one class.
+    For several classes the decoder has ``context.mask_tokens`` mask tokens and a class head, whose initial values
+    derive from ``context.seed``. Takes and raises what :func:`build_parts` does.
     """
-    if context.num_classes != 1:
-        raise ValueError(f"SAM is built for binary masks (num_classes 1), not for {context.num_classes} classes")
     sam = build_parts(context, random_seed=random_seed)
-    decoder = ReducedMaskDecoder(sam["mask_decoder"], num_tokens=1)
-    return SamSegmenter(sam["image_encoder"], sam["prompt_encoder"], decoder, image_size=context.image_size)
+    tokens = context.mask_tokens if context.num_classes > 1 else 1
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(context.seed)
+        decoder = ReducedMaskDecoder(sam["mask_decoder"], tokens, context.num_classes)
+    return SamSegmenter(
+        sam["image_encoder"],
+        sam["prompt_encoder"],
+        decoder,
+        image_size=context.image_size,
+        num_classes=context.num_classes,
+    )

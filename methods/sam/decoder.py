@@ -17,12 +17,16 @@ class ReducedMaskDecoder(nn.Module):
 
     The IoU head stays, frozen and unused, so that parameter counts and shares equal the paper's.
 
+    Attributes:
+        class_head: class logits of a mask token's output, with one more for "no object"; None for binary masks.
+
     Args:
         decoder: the decoder to take over; its modules are shared, not copied.
         num_tokens: N.
+        num_classes: K with the background; 1 for binary masks, which need no class head.
     """
 
-    def __init__(self, decoder: MaskDecoder, num_tokens: int = 1) -> None:
+    def __init__(self, decoder: MaskDecoder, num_tokens: int = 1, num_classes: int = 1) -> None:
         super().__init__()
         self.num_tokens = num_tokens
         self.transformer = decoder.transformer
@@ -32,9 +36,10 @@ class ReducedMaskDecoder(nn.Module):
         self.output_upscaling = decoder.output_upscaling
         self.output_hypernetworks_mlps = nn.ModuleList([decoder.output_hypernetworks_mlps[0]])
         self.iou_prediction_head = decoder.iou_prediction_head
+        self.class_head = nn.Linear(first.shape[1], num_classes + 1) if num_classes > 1 else None
 
-    def forward(self, features: Tensor, positions: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask logits (B, N, 4h, 4w) and the mask tokens' outputs (B, N, C).
+    def forward(self, features: Tensor, positions: Tensor, dense: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mask logits (B, N, 4h, 4w) and class logits (B, N, K + 1), None for binary masks.
 
         Args:
             features: image embeddings, (B, C, h, w).
@@ -48,4 +53,4 @@ class ReducedMaskDecoder(nn.Module):
         outputs = hidden[:, 1:]
         upscaled = self.output_upscaling(source.transpose(1, 2).unflatten(2, features.shape[2:]))
         masks = torch.einsum("bnc,bchw->bnhw", self.output_hypernetworks_mlps[0](outputs), upscaled)
-        return masks, outputs
+        return masks, None if self.class_head is None else self.class_head(outputs)

@@ -28,6 +28,7 @@ class SamSegmenter(Model):
     Args:
         image_encoder, prompt_encoder, mask_decoder: SAM's parts.
         image_size: side of the square input and output in pixels.
+        num_classes: as in :class:`methods.base.Context`; the mask decoder is made for as many.
     """
 
     def __init__(
@@ -37,8 +38,9 @@ class SamSegmenter(Model):
         mask_decoder: ReducedMaskDecoder,
         *,
         image_size: int,
+        num_classes: int = 1,
     ) -> None:
-        super().__init__()
+        super().__init__(num_classes)
         self.image_size = image_size
         self.image_encoder = image_encoder
         self.prompt_encoder = prompt_encoder
@@ -75,7 +77,7 @@ class SamSegmenter(Model):
     def decode(self, embedding: Embedding) -> Output:
         """Mask logits, bilinearly enlarged from a quarter of the input's side to the input's."""
         dense = self.prompt_encoder.no_mask_embed.weight.view(1, -1, 1, 1)
-        low, _ = self.mask_decoder(embedding.features, self.prompt_encoder.get_dense_pe(), dense)
+        low, classes = self.mask_decoder(embedding.features, self.prompt_encoder.get_dense_pe(), dense)
         size = (self.image_size, self.image_size)
         masks = F.interpolate(low.float(), size, mode="bilinear", align_corners=False)
-        return Output(masks, aux_losses=embedding.aux_losses, expert_counts=embedding.expert_counts)
+        return Output(masks, classes, aux_losses=embedding.aux_losses, expert_counts=embedding.expert_counts)

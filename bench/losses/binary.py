@@ -16,12 +16,8 @@ also for half-precision logits and under autocast, and return (B,).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 from torch.nn import functional as F
-
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 _PIXELS = (1, 2, 3)
 _WINDOW = 31
@@ -57,13 +53,6 @@ def balanced_bce(logits: Tensor, target: Tensor) -> Tensor:
     on_positives = negatives / total * target * F.logsigmoid(logits)
     on_negatives = positives / total * (1 - target) * F.logsigmoid(-logits)
     return -(on_positives + on_negatives).mean(_PIXELS)
-
-
-LOSSES: dict[str, Loss] = {
-    "structure": structure,
-    "structure_weighted": structure_weighted,
-    "balanced_bce": balanced_bce,
-}
 
 
 def boundary_weight(target: Tensor) -> Tensor:
