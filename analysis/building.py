@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 
@@ -11,7 +13,7 @@ from analysis import caption, paper
 from analysis.layout import Column, Entry, Row, Table
 from analysis.paper import PaperNumber
 from analysis.results import DONE, Metric
-from analysis.source import Cell, Source, file_part
+from analysis.source import Cell, Source, file_part, in_words, shots_in_words
 from analysis.statistics import summarise, two_best
 
 Picks = Mapping[tuple[str, Column], Sequence[Cell]]
@@ -23,15 +25,19 @@ def paper_table(number: int, source: Source) -> Table | None:
     if source.setting.is_imported:
         return None
     lines = paper.lines_of(number)
-    columns = {key: _paper_column(group) for key, group in lines.groupby(["dataset", "metric"], sort=False)}
+    columns = {key: _paper_column(group) for key, group in lines.groupby(["dataset", "our_metric"], sort=False)}
     picks, numbers, sizes = {}, {}, {}
-    for line in lines.itertuples():
-        place = (line.method, columns[line.dataset, line.metric])
-        picks[place] = paper.cells_of(line, source.cells)
-        numbers[place] = PaperNumber(line.value, line.standard_error, int(line.paper_runs))
-        sizes[line.method] = f"{line.trainable_params_m or '*'} / {line.ratio_percent}" if line.ratio_percent else ""
+    for (row, dataset), own in lines.groupby(["method", "dataset"], sort=False):
+        cells = paper.cells_of(own.iloc[0], source.cells)
+        # Runs have all metrics of a dataset, also where the paper leaves a place blank.
+        picks |= {(row, column): cells for (of, _), column in columns.items() if of == dataset}
+        sizes[row] = paper.size(own.iloc[0])
+        for line in own.itertuples():
+            place = (row, columns[dataset, line.our_metric])
+            numbers[place] = PaperNumber(line.value, line.standard_error, int(line.paper_runs))
     title = f"Table {number} of Convolution Meets LoRA: {paper.TITLES[number]}"
-    return _assemble(source, str(number), f"table{number}", title, picks, numbers=numbers, paper_sizes=sizes)
+    note = paper.NOTES.get(number, "")
+    return _assemble(source, str(number), f"table{number}", title, picks, numbers=numbers, paper_sizes=sizes, note=note)
 
 
 def plain_tables(source: Source, *, without: Iterable[Table] = (), only: str | None = None) -> list[Table]:
@@ -47,7 +53,7 @@ def plain_tables(source: Source, *, without: Iterable[Table] = (), only: str | N
     for cell in source.cells:
         by_data.setdefault(cell.data, []).append(cell)
     tables = []
-    for data, cells in sorted(by_data.items()):
+    for data, cells in sorted(by_data.items(), key=lambda item: _by_number(item[0])):
         ids = {cell.id for cell in cells}
         own = {(cell, test_set) for (test_set, _), scores in source.scores.items() for cell in ids & scores.keys()}
         wanted = bool(own - shown) if only is None else only == cells[0].dataset
@@ -59,16 +65,17 @@ def plain_tables(source: Source, *, without: Iterable[Table] = (), only: str | N
 def _paper_column(lines: pd.DataFrame) -> Column:
     first = lines.iloc[0]
     group, label, better = paper.heading(first)
+    decimals = _decimals(lines["value"])
     return Column(
         group=group,
-        data=first.our_dataset,
+        data=in_words(first.our_dataset, shots_in_words(first.shots)),
         test_set=first.test_set,
         metric=first.our_metric,
         label=label,
         better=better,
         scale=float(first.scale),
-        decimals=_decimals(lines["value"]),
-        error_decimals=_decimals(lines["standard_error"]) or 2,
+        decimals=decimals,
+        error_decimals=_decimals(lines["standard_error"]) or max(2, decimals),
     )
 
 
@@ -105,10 +112,15 @@ def _plain_columns(source: Source, data: str, title: str, done: Sequence[Cell]) 
     return columns
 
 
-def _place(cell: Cell) -> tuple[int, str, str]:
+def _place(cell: Cell) -> tuple[Any, ...]:
     """Sorts cells by the paper's order of methods; those it does not know come last, by name."""
     order = paper.method_order()
-    return order.get(cell.method, len(order)), cell.method, cell.row
+    return order.get(cell.method, len(order)), cell.method, _by_number(cell.row)
+
+
+def _by_number(text: str) -> list[str | int]:
+    """Sorts texts that differ in a number by that number: rank 6 before rank 12."""
+    return [int(part) if part.isdecimal() else part for part in re.split(r"(\d+)", text)]
 
 
 def _assemble(
@@ -120,11 +132,13 @@ def _assemble(
     *,
     numbers: Mapping[tuple[str, Column], PaperNumber] | None = None,
     paper_sizes: Mapping[str, str] | None = None,
+    note: str = "",
 ) -> Table | None:
     """The table of ``picks``, or None where none of its cells has a score, or only imported ones beside a setting's."""
     numbers, paper_sizes = numbers or {}, paper_sizes or {}
-    entries: dict[tuple[str, Column], Entry] = {}
-    for column in dict.fromkeys(column for _, column in picks):
+    columns = tuple(dict.fromkeys(column for _, column in picks))
+    entries = {(row, column): Entry() for row, _ in picks for column in columns}
+    for column in columns:
         own = {row: cells for (row, of), cells in picks.items() if of == column}
         planned = len({cell.seed for cells in own.values() for cell in cells if not cell.imported})
         made = {row: _entry(source, column, cells, planned, numbers.get((row, column))) for row, cells in own.items()}
@@ -142,10 +156,10 @@ def _assemble(
         title=title,
         setting=", ".join([source.setting.describe(), *source.setting.overrides]),
         protocol=source.protocol,
-        columns=tuple(dict.fromkeys(column for _, column in picks)),
+        columns=columns,
         rows=tuple(Row(row, _size(cells.values()), paper_sizes.get(row, "")) for row, cells in cells_of.items()),
         entries=entries,
-        caption=caption.write(source, entries, {row: list(cells.values()) for row, cells in cells_of.items()}),
+        caption=caption.write(source, entries, {row: list(of.values()) for row, of in cells_of.items()}, note=note),
     )
 
 

@@ -16,12 +16,17 @@ DOUBLE_DAGGER = "‡"
 
 
 def write(
-    source: Source, entries: Mapping[tuple[str, Column], Entry], cells_of: Mapping[str, Sequence[Cell]]
+    source: Source,
+    entries: Mapping[tuple[str, Column], Entry],
+    cells_of: Mapping[str, Sequence[Cell]],
+    *,
+    note: str = "",
 ) -> Caption:
     """The caption of a table with ``entries``.
 
     Args:
         cells_of: for each row, all its cells, done or not.
+        note: what has to be said beside the paper's numbers.
     """
     shown = {cell for entry in entries.values() for cell in entry.cells}
     all_used = [cell for cells in cells_of.values() for cell in cells if cell.id in shown]
@@ -33,10 +38,11 @@ def write(
         _comparison(source, entries, used),
         _images(all_used, entries),
     ]
+    notes = [*_stale(used, cells_of), *_imported(source, shown, cells_of), *_unfinished(cells_of)]
     return Caption(
         warnings=tuple([*_random(used), *_partial(source, used), *_caveats(used)]),
         text=" ".join(sentence for sentence in sentences if sentence),
-        notes=tuple([*_stale(used, cells_of), *_imported(source, shown, cells_of), *_unfinished(cells_of)]),
+        notes=tuple([note, *notes] if note else notes),
     )
 
 
@@ -57,10 +63,12 @@ def _regime(source: Source) -> str:
 
 def _numbers(entries: Mapping[tuple[str, Column], Entry]) -> str:
     run = [entry for entry in entries.values() if entry.ours]
+    unscaled = dict.fromkeys(column.label for (_, column), entry in entries.items() if entry.ours and column.scale == 1)
+    scores = f"Scores times 100, {', '.join(unscaled)} as it is" if unscaled else "Scores times 100"
     if any(entry.ours.n > 1 for entry in run):
-        parts = ["Scores times 100, mean ± standard error over seeds (standard deviation with n-1, over √n)"]
+        parts = [f"{scores}, mean ± standard error over seeds (standard deviation with n-1, over √n)"]
     else:
-        parts = ["Scores times 100, of one run each, so without a spread"]
+        parts = [f"{scores}, of one run each, so without a spread"]
     if any(entry.below_plan for entry in run):
         parts.append("(n=) where fewer runs are done than planned or behind the paper's number")
     if any(entry.rank for entry in run):
@@ -80,13 +88,13 @@ def _comparison(source: Source, entries: Mapping[tuple[str, Column], Entry], use
 
 def _images(used: Sequence[Cell], entries: Mapping[tuple[str, Column], Entry]) -> str:
     """How many images each test set has; a range where the cells differ."""
-    images = {cell.id: cell.images for cell in used}
+    known = {cell.id: cell for cell in used}
     counts: dict[str, set[int]] = {}
     for (_, column), entry in entries.items():
-        if entry.ours:
-            found = counts.setdefault(f"{column.data}/{column.test_set}", set())
-            found |= {images[cell][column.test_set] for cell in entry.cells if column.test_set in images[cell]}
-    parts = [f"{name} {'-'.join(str(n) for n in sorted({min(ns), max(ns)}))}" for name, ns in counts.items() if ns]
+        for cell in (known[name] for name in entry.cells):
+            if column.test_set in cell.images:
+                counts.setdefault(f"{cell.dataset}/{column.test_set}", set()).add(cell.images[column.test_set])
+    parts = [f"{name} {'-'.join(str(n) for n in sorted({min(ns), max(ns)}))}" for name, ns in counts.items()]
     return f"Test images: {', '.join(parts)}." if parts else ""
 
 

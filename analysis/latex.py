@@ -5,9 +5,9 @@ Needs the packages booktabs and graphicx; a table wider than the page is scaled 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
-from analysis.layout import Column, Row, Table
+from analysis.layout import Column, Row, Table, cut
 from analysis.render import SIZE_HEADING, difference, heading, paper_pieces, pieces
 
 MOST_COLUMNS = 8
@@ -25,7 +25,7 @@ def escape(text: str) -> str:
 
 
 def latex(table: Table) -> str:
-    """A ``table*`` environment; more than ``MOST_COLUMNS`` columns are split between groups, part below part."""
+    """A ``table*`` environment; more than ``MOST_COLUMNS`` columns are split, between groups where that is enough."""
     text = " ".join([*(f"\\textbf{{{escape(w)}}}" for w in table.caption.warnings), escape(table.caption.text)])
     lines = [
         "% Needs \\usepackage{booktabs,graphicx}",
@@ -41,16 +41,17 @@ def latex(table: Table) -> str:
     return "\n".join([*lines, "\\end{table*}", ""])
 
 
-def _parts(table: Table) -> list[dict[str, list[Column]]]:
-    parts: list[dict[str, list[Column]]] = [{}]
-    for name, columns in table.groups().items():
+def _parts(table: Table) -> list[dict[str, Sequence[Column]]]:
+    parts: list[dict[str, Sequence[Column]]] = [{}]
+    pieces = [(name, piece) for name, columns in table.groups().items() for piece in cut(columns, MOST_COLUMNS)]
+    for name, columns in pieces:
         if parts[-1] and sum(map(len, parts[-1].values())) + len(columns) > MOST_COLUMNS:
             parts.append({})
         parts[-1][name] = columns
     return parts
 
 
-def _tabular(table: Table, groups: dict[str, list[Column]]) -> Iterator[str]:
+def _tabular(table: Table, groups: dict[str, Sequence[Column]]) -> Iterator[str]:
     columns = [column for group in groups.values() for column in group]
     yield "\\resizebox{\\ifdim\\width>\\textwidth\\textwidth\\else\\width\\fi}{!}{%"
     yield f"\\begin{{tabular}}{{l{'r' * (len(columns) + 1)}}}"
@@ -63,7 +64,7 @@ def _tabular(table: Table, groups: dict[str, list[Column]]) -> Iterator[str]:
         start += len(group)
     yield " & ".join(["Method", escape(SIZE_HEADING), *(escape(heading(column)) for column in columns)]) + r" \\"
     yield "\\midrule"
-    for row in table.rows:
+    for row in table.rows_of(columns):
         yield from _lines(table, row, columns)
     yield "\\bottomrule"
     yield "\\end{tabular}}"

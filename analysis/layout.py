@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 
 from analysis.paper import PaperNumber
 from analysis.statistics import Summary
@@ -72,6 +74,13 @@ class Caption:
     notes: tuple[str, ...]
 
 
+def cut(columns: Sequence[Column], most: int) -> list[Sequence[Column]]:
+    """As few pieces of at most ``most`` columns as there can be, of about the same length."""
+    pieces = math.ceil(len(columns) / most)
+    ends = [len(columns) * piece // pieces for piece in range(pieces + 1)]
+    return [columns[start:end] for start, end in pairwise(ends)]
+
+
 @dataclass(frozen=True)
 class Table:
     """A finished table; ``entries`` is keyed by a row's label and a column, ``setting`` is in words.
@@ -103,6 +112,11 @@ class Table:
         for column in self.columns:
             groups.setdefault(column.group, []).append(column)
         return groups
+
+    def rows_of(self, columns: Sequence[Column]) -> list[Row]:
+        """The rows; in a table of the paper only those with a number in ``columns``, the paper's or ours."""
+        entries = {row: [self.entries[row.label, column] for column in columns] for row in self.rows}
+        return [row for row, own in entries.items() if not self.has_paper or any(e.ours or e.paper for e in own)]
 
     def was_run(self, label: str, columns: list[Column] | None = None) -> bool:
         """Whether a row has a number of ours in any of ``columns`` (default: all)."""

@@ -7,9 +7,10 @@ import io
 from collections.abc import Iterable, Sequence
 
 from analysis.caption import DAGGER, DOUBLE_DAGGER
-from analysis.layout import Column, Entry, Table
+from analysis.layout import Column, Entry, Table, cut
 
 ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
+MOST_NUMBERS = 15
 SIZE_HEADING = "Params (M) / %"
 CSV_COLUMNS = (
     "table", "setting", "protocol", "row", "dataset", "test_set", "metric", "mean", "standard_error", "n", "seeds",
@@ -51,13 +52,14 @@ def heading(column: Column) -> str:
 
 
 def markdown(table: Table) -> str:
-    """A Markdown document: the caption, a table for each group of columns, the notes."""
+    """A Markdown document: the caption, a table for each group of columns, several for a wide one, the notes."""
     parts = [f"# {_escape(table.title)}", *(f"**{_escape(line)}**" for line in table.caption.warnings)]
     parts.append(_escape(table.caption.text))
     groups = table.groups()
+    most = MOST_NUMBERS // (1 + table.has_paper + table.has_difference)
     for name, columns in groups.items():
         parts += [f"## {_escape(name)}"] if len(groups) > 1 else []
-        parts.append(_pipes(_markdown_rows(table, columns)))
+        parts += [_pipes(_markdown_rows(table, piece)) for piece in cut(columns, most)]
     return "\n\n".join([*parts, *(_escape(note) for note in table.caption.notes)]) + "\n"
 
 
@@ -88,7 +90,7 @@ def _markdown_rows(table: Table, columns: Sequence[Column]) -> Iterable[list[str
         for column in columns
         for text in [_escape(heading(column)), *(["paper"] if paper else []), *(["difference"] if diff else [])]
     ]
-    for row in table.rows:
+    for row in table.rows_of(columns):
         cells = [_escape(row.label), row.size, *([row.paper_size] if paper else [])]
         for column in columns:
             entry = table.entries[row.label, column]

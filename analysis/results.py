@@ -53,7 +53,8 @@ class Results:
     ``cells`` has the columns ``CELL_COLUMNS`` and ``old_method`` and ``old_dataset``: a newer version of the cell's
     method or dataset is among the cells. Those after ``stale`` are filled for done accuracy cells only, but for
     ``imported``: a cell that was not trained here, which has a ``provenance`` and neither versions nor counts.
-    ``scores`` has ``SCORE_COLUMNS`` and holds the finite scalar scores of done cells, as fractions.
+    ``scores`` has ``SCORE_COLUMNS`` and holds the finite scores of done cells, as fractions; ``metrics`` says how each
+    is printed. The IoU of a class is a metric of its own, ``iou:<class>``.
     ``skipped`` has a line for each thing that could not be used.
     """
 
@@ -87,6 +88,7 @@ def read_results(folder: Path) -> Results:
             scores.extend(found)
             if not_finite:
                 skipped.append(f"{path}: no finite number in {', '.join(not_finite)}; these scores are left out")
+    _fill_defaults(cells)
     frame = pd.DataFrame(cells, columns=list(CELL_COLUMNS))
     for plugin in ("method", "dataset"):
         versions = frame[f"{plugin}_version"]
@@ -137,7 +139,7 @@ def _read_cell(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     if status["state"] != DONE or spec["kind"] != "accuracy":
         return cell, {}
-    result = _read_json(path / "result.json")
+    result = _by_class(_read_json(path / "result.json"))
     cell |= {
         "resolved_parameters": result["resolved"]["method"]["parameters"],
         "title": result["resolved"]["dataset"]["title"],
@@ -157,11 +159,44 @@ def _read_cell(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     return cell, result
 
 
-def _read_scores(cell: str, result: dict[str, Any]) -> tuple[list[tuple], list[str]]:
-    """The finite scalar scores of a result, and the names of those that are not finite.
+def _fill_defaults(cells: list[dict[str, Any]]) -> None:
+    """Give cells that are not done the defaults of their method, which only a result says: that of its plain cell."""
+    defaults = {
+        (cell["method"], cell["method_version"]): cell["resolved_parameters"]
+        for cell in cells
+        if cell["state"] == DONE and not cell["parameters"]
+    }
+    for cell in cells:
+        known = defaults.get((cell["method"], cell["method_version"]), {})
+        cell["resolved_parameters"] = known | cell["resolved_parameters"]
 
-    Lists (the IoU of each class) are no scalars and have no place in a table of means.
+
+def _by_class(result: dict[str, Any]) -> dict[str, Any]:
+    """The result with a metric ``iou:<class>`` for each of its classes in place of one whose score is a list.
+
+    A class that no image of a test set holds may have no score there, which is no defect.
     """
+    classes, listed = result.get("classes", []), set()
+    for scores in (scores for protocols in result["scores"].values() for scores in protocols.values()):
+        for metric in [metric for metric, value in scores.items() if isinstance(value, list)]:
+            values = scores.pop(metric)
+            if len(values) != len(classes):
+                raise ValueError(f"result.json has {len(values)} values of {metric} for {len(classes)} classes")
+            scores |= {f"{metric}:{name}": v for name, v in zip(classes, values, strict=True) if v is not None}
+            listed.add(metric)
+    for metric in sorted(listed & result["metrics"].keys()):
+        whole = result["metrics"].pop(metric)
+        result["metrics"] |= {f"{metric}:{name}": {**whole, "label": f"{whole['label']} {name}"} for name in classes}
+    result["dataset_metrics"] = [
+        name
+        for metric in result["dataset_metrics"]
+        for name in ([f"{metric}:{of}" for of in classes] if metric in listed else [metric])
+    ]
+    return result
+
+
+def _read_scores(cell: str, result: dict[str, Any]) -> tuple[list[tuple], list[str]]:
+    """The finite scores of a result, and the names of those that are not finite."""
     scores, not_finite = [], []
     for test_set, protocols in result.get("scores", {}).items():
         for protocol, metrics in protocols.items():

@@ -61,6 +61,17 @@ def _done(source: Source) -> int:
     return sum(cell.state == DONE for cell in source.cells)
 
 
+def in_words(name: str, *parts: str) -> str:
+    """``name`` with those of ``parts`` that are not empty."""
+    said = [part for part in parts if part]
+    return f"{name} ({', '.join(said)})" if said else name
+
+
+def shots_in_words(shots: str) -> str:
+    """A number of shots, which may be blank."""
+    return shots and f"{shots} shot{'' if shots == '1' else 's'}"
+
+
 def file_part(label: str, name: str) -> str:
     """``name``, and a hash of ``label`` where that says more than the name."""
     return name if label == name else f"{name}-{short_hash(label)}"
@@ -69,14 +80,9 @@ def file_part(label: str, name: str) -> str:
 def _row(cell: Cell) -> str:
     version = [f"version {cell.method_version}"] if cell.old_method else []
     imported = ["imported"] if cell.imported else []
-    return _words(cell.method, [*assignments(cell.parameters), *version, *imported])
+    return in_words(cell.method, *assignments(cell.parameters), *version, *imported)
 
 
 def _data(cell: Cell) -> str:
-    shots = [f"{cell.shots} shots"] if cell.shots else []
     version = [f"version {cell.dataset_version}"] if cell.old_dataset else []
-    return _words(cell.dataset, [*assignments(cell.dataset_parameters), *shots, *version])
-
-
-def _words(name: str, parts: list[str]) -> str:
-    return f"{name} ({', '.join(parts)})" if parts else name
+    return in_words(cell.dataset, *assignments(cell.dataset_parameters), shots_in_words(cell.shots), *version)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import textwrap
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import groupby
 
 from rich import box
 from rich.console import Console
@@ -29,6 +30,8 @@ def show(table: Table, console: Console) -> None:
     run = [group for group in table.groups().values() if any(table.was_run(row.label, group) for row in table.rows)]
     for number, columns in enumerate(_parts(table, run, console.width)):
         console.print()
+        if len(table.groups()) > 1:
+            console.print(_group_names(table, columns, with_size=number == 0))
         console.print(_grid(table, columns, with_size=number == 0))
     console.print()
     absent = [name for name, group in table.groups().items() if group not in run]
@@ -48,8 +51,7 @@ def _parts(table: Table, groups: Sequence[list[Column]], width: int) -> list[lis
 
     A group is only cut where it is too wide on its own.
     """
-    sizes = [text for row in table.rows for text in (row.size, row.paper_size)]
-    size = _GAP + max(len(text) for text in [*_SIZE.split("\n"), *sizes])
+    size = _GAP + _size_width(table)
     room = max(0, width - _name_width(table))
     widths = {column: _GAP + len(_aligned(table, column)[0][0]) for group in groups for column in group}
     units = []
@@ -77,20 +79,31 @@ def _name_width(table: Table) -> int:
     return min(_LONGEST_NAME, max(len(name) for name in [*_LINES.values(), *(row.label for row in table.rows)]))
 
 
+def _size_width(table: Table) -> int:
+    sizes = [text for row in table.rows for text in (row.size, row.paper_size)]
+    return max(len(text) for text in [*_SIZE.split("\n"), *sizes])
+
+
+def _group_names(table: Table, columns: list[Column], *, with_size: bool) -> Text:
+    """The name of each group over all of its columns."""
+    blocks = [[" " * (_name_width(table) + _GAP + with_size * (_size_width(table) + _GAP))]]
+    for name, own in groupby(columns, lambda column: column.group):
+        width = sum(_GAP + len(_aligned(table, column)[0][0]) for column in own)
+        blocks.append([f"{line:<{width}}" for line in textwrap.wrap(name, width - _GAP)])
+    height = max(map(len, blocks))
+    padded = [[" " * len(block[0])] * (height - len(block)) + block for block in blocks]
+    return Text("\n".join("".join(line).rstrip() for line in zip(*padded, strict=True)), no_wrap=True)
+
+
 def _grid(table: Table, columns: list[Column], *, with_size: bool) -> Grid:
     grid = Grid(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), header_style="")
     grid.add_column("Method", width=_name_width(table), vertical="bottom")
     if with_size:
         grid.add_column(_SIZE, no_wrap=True, vertical="bottom", justify="right")
     aligned = {column: _aligned(table, column) for column in columns}
-    last = ""
     for column in columns:
-        title = aligned[column][0]
-        name = column.group if len(table.groups()) > 1 and column.group != last else ""
-        last = column.group
-        header = Text("\n".join([*textwrap.wrap(name, len(title[0])), *title]))
-        grid.add_column(header, no_wrap=True, vertical="bottom")
-    for row in table.rows:
+        grid.add_column(Text("\n".join(aligned[column][0])), no_wrap=True, vertical="bottom")
+    for row in table.rows_of(columns):
         for name, size, kind, style in _lines(table, row, columns):
             cells = [_styled(aligned[c][1][row.label, kind], table.entries[row.label, c], kind) for c in columns]
             grid.add_row(Text(name), *([Text(size)] if with_size else []), *cells, style=style)

@@ -177,11 +177,18 @@ def _record_failure(
 def headline(result: Mapping[str, Any]) -> str:
     """The scores a dataset's tables print and what looks wrong about them, in one line."""
     keys = result.get("dataset_metrics", [])
+    constants = result.get("constants", {})
     scores = [
-        f"{test_set}: " + ", ".join(f"{key} {protocols['paper'][key]:.4f}" for key in keys)
+        f"{test_set}: "
+        + ", ".join(_said(key, protocols["paper"][key]) for key in keys if not isinstance(protocols["paper"][key], list))
+        + (f" (miou_all {constants[test_set]['miou_all']:.4f} of a constant)" if test_set in constants else "")
         for test_set, protocols in result.get("scores", {}).items()
     ]
     return "; ".join(scores + [f"DEGENERATE, {sign}" for sign in result.get("degenerate", [])])
+
+
+def _said(key: str, value: float | None) -> str:
+    return f"{key} of no pixel" if value is None else f"{key} {value:.4f}"
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from bench.spec import Cell
-from datasets import Split, few_shot, squash_mask
+from datasets import IGNORE, Split, few_shot, squash_mask
 from datasets.cache import Cache
 from methods.randomness import coin
 
@@ -41,11 +41,20 @@ class SquashedSplit:
         split: where images and masks come from.
         size: side in pixels.
         cache: prepared samples of this size, which are not decoded at all and need no second copy in memory.
+        num_classes: as in ``methods.Context``: which values a mask may hold.
         budget: bytes that may be kept in memory; what is beyond is decoded at every use.
     """
 
-    def __init__(self, split: Split, size: int, *, cache: Cache | None = None, budget: int = MEMORY_BUDGET) -> None:
-        self.split, self.size, self.cache = split, size, cache
+    def __init__(
+        self,
+        split: Split,
+        size: int,
+        *,
+        cache: Cache | None = None,
+        num_classes: int = 1,
+        budget: int = MEMORY_BUDGET,
+    ) -> None:
+        self.split, self.size, self.cache, self.num_classes = split, size, cache, num_classes
         self._kept: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         self._room = budget // (4 * size * size)
 
@@ -59,6 +68,7 @@ class SquashedSplit:
         pair = self._prepared(index)
         if pair is None:
             image, mask = self.split.squashed(index, self.size)
+            self._check(index, mask)
             pair = image, squash_mask(mask, self.size)
             if len(self._kept) < self._room:
                 self._kept[index] = pair
@@ -70,7 +80,15 @@ class SquashedSplit:
         if pair is not None:
             return *pair, self.split.mask(index)
         image, mask = self.split.squashed(index, self.size)
+        self._check(index, mask)
         return image, squash_mask(mask, self.size), mask
+
+    def _check(self, index: int, mask: np.ndarray) -> None:
+        """Raises ValueError for a value that is no class; datasets of files say so earlier, for all files at once."""
+        allowed = {0, 1} if self.num_classes == 1 else {*range(self.num_classes), IGNORE}
+        if mask.max(initial=0) >= max(2, self.num_classes) and (odd := {*np.unique(mask).tolist()} - allowed):
+            name = self.split.identifiers[index]
+            raise ValueError(f"the mask of {name} holds {sorted(odd)}; its dataset's classes are {sorted(allowed)}")
 
     def _prepared(self, index: int) -> tuple[np.ndarray, np.ndarray] | None:
         return None if self.cache is None else self.cache.get(self.split.digest(index))

@@ -2,6 +2,7 @@
 
 ``paper`` compares float probabilities with the mask squashed to the cell's image size; ``literature``
 brings the probabilities to the mask's own size, rounds them to 8 bits and compares with the mask itself.
+Of several classes the one with the largest score is compared, decided at the size at which it is compared.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.data import SquashedSplit, as_tensor
-from bench.metrics import PROTOCOLS, Scores
-from bench.training import Machine
+from bench.metrics import PROTOCOLS, scores_of
+from bench.training import Machine, decided
 from datasets import Split
 from datasets.cache import Cache
 from methods.base import Model
@@ -31,18 +32,21 @@ class Evaluation:
     """Scores of one model.
 
     Attributes:
-        scores: test set -> protocol -> metric -> fraction.
+        scores: test set -> protocol -> metric -> fraction; "iou" of several classes is a list, a place a class.
         images: test set -> number of images.
         rows: one for every image and protocol.
         experts: one for every test set, layer and expert, with how often it was chosen.
         degenerate: what looks wrong: predictions of one value, or the same for all images.
+        constants: test set -> the class that is the best one to predict everywhere, with its mean IoU under ``paper``;
+            of several classes only.
     """
 
-    scores: dict[str, dict[str, dict[str, float]]] = field(default_factory=dict)
+    scores: dict[str, dict[str, dict[str, Any]]] = field(default_factory=dict)
     images: dict[str, int] = field(default_factory=dict)
     rows: list[dict[str, Any]] = field(default_factory=list)
     experts: list[dict[str, Any]] = field(default_factory=list)
     degenerate: list[str] = field(default_factory=list)
+    constants: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     def write(self, folder: Path) -> list[str]:
         """Write ``per_image.parquet`` and, where experts were chosen, ``experts.parquet``; returns the names."""
@@ -56,10 +60,12 @@ class Evaluation:
         return list(written)
 
 
-def to_native(probability: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """Probabilities (S, S) at a mask's own size, in 8 bits."""
-    resized = F.interpolate(probability[None, None], size, mode="bilinear", align_corners=False)[0, 0]
-    return (resized * 255).round().to(torch.uint8).cpu().numpy()
+def to_native(probabilities: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """What metrics take at a mask's own size: probabilities (S, S) in 8 bits, of scores (K, S, S) the leading class."""
+    channels = probabilities if probabilities.dim() == 3 else probabilities[None]
+    resized = F.interpolate(channels[None], size, mode="bilinear", align_corners=False)[0]
+    decision = resized.argmax(0) if probabilities.dim() == 3 else (resized[0] * 255).round()
+    return decision.to(torch.uint8).cpu().numpy()
 
 
 @torch.no_grad()
@@ -85,10 +91,10 @@ def evaluate(
     model.eval()
     evaluation = Evaluation()
     for name, split in test_sets.items():
-        data = SquashedSplit(split, image_size, cache=cache)
-        scores = {protocol: Scores(protocol) for protocol in PROTOCOLS}
+        data = SquashedSplit(split, image_size, cache=cache, num_classes=model.num_classes)
+        scores = {protocol: scores_of(protocol, model.num_classes) for protocol in PROTOCOLS}
         counts: Tensor | None = None
-        areas: list[float] = []
+        shares: list[list[float]] = []
         for start in range(0, len(split), BATCH):
             identifiers = split.identifiers[start : start + BATCH]
             read = [data.with_native_mask(start + offset) for offset in range(len(identifiers))]
@@ -101,18 +107,23 @@ def evaluate(
             if output.expert_counts is not None:
                 batch_counts = output.expert_counts.sum(0).cpu()
                 counts = batch_counts if counts is None else counts + batch_counts
-            for identifier, probability, mask, native in zip(
-                identifiers, probabilities, masks, native_masks, strict=True
+            shares += _shares(probabilities, model.num_classes)
+            for identifier, probability, decision, mask, native in zip(
+                identifiers, probabilities, decided(probabilities).cpu().numpy(), masks, native_masks, strict=True
             ):
-                scores["paper"].add(identifier, probability.cpu().numpy(), mask)
+                scores["paper"].add(identifier, decision, mask)
                 scores["literature"].add(identifier, to_native(probability, native.shape), native)
-                areas.append((probability > 0.5).float().mean().item())
             watch(name, start + len(identifiers), len(split))
         evaluation.images[name] = len(split)
         evaluation.scores[name] = {protocol: score.mean() for protocol, score in scores.items()}
         evaluation.rows += [{"test_set": name, **row} for score in scores.values() for row in score.rows]
         evaluation.experts += _expert_rows(name, counts)
-        evaluation.degenerate += _degenerate(name, areas)
+        evaluation.degenerate += [f"{name}: {sign}" for sign in _degenerate(shares)]
+        if model.num_classes > 1 and evaluation.scores[name]["paper"]["miou_all"] is not None:
+            label, constant = scores["paper"].best_constant()
+            evaluation.constants[name] = {"class": label, "miou_all": constant}
+            if evaluation.scores[name]["paper"]["miou_all"] <= constant:
+                evaluation.degenerate.append(f"{name}: no better than class {label} everywhere")
     return evaluation
 
 
@@ -126,12 +137,20 @@ def _expert_rows(test_set: str, counts: Tensor | None) -> list[dict[str, Any]]:
     ]
 
 
-def _degenerate(test_set: str, areas: list[float]) -> list[str]:
-    """Signs of a collapsed model, from the predicted foreground share of each image."""
-    if max(areas) == 0:
-        return [f"{test_set}: predicts no foreground anywhere"]
-    if min(areas) == 1:
-        return [f"{test_set}: predicts foreground everywhere"]
-    if len(areas) > 1 and max(areas) == min(areas):
-        return [f"{test_set}: predicts the same area in every image"]
+def _shares(probabilities: Tensor, num_classes: int) -> list[list[float]]:
+    """The share of each image that every class is predicted for, (B, K); of binary masks background and foreground."""
+    labels = (probabilities > 0.5).long() if num_classes == 1 else probabilities.argmax(1)
+    counted = [torch.bincount(image.flatten(), minlength=max(2, num_classes)) / image.numel() for image in labels]
+    return torch.stack(counted).tolist()
+
+
+def _degenerate(shares: list[list[float]]) -> list[str]:
+    """Signs of a collapsed model, from the shares of the classes in every image."""
+    binary = len(shares[0]) == 2
+    for label, of_class in enumerate(zip(*shares, strict=True)):
+        if min(of_class) == 1:
+            constant = ("predicts no foreground anywhere", "predicts foreground everywhere")
+            return [constant[label] if binary else f"predicts class {label} everywhere"]
+    if len(shares) > 1 and all(image == shares[0] for image in shares):
+        return ["predicts the same area in every image"]
     return []

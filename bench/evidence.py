@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 ROOM = Path(__file__).resolve().parent
 TRAINED_ON = ("train", "validation")
-TRAINING = ("training.py", "data.py", "losses.py")
+TRAINING = ("training.py", "data.py", "losses/*.py")
 EVALUATION = ("evaluation.py", "data.py", "metrics/*.py")
 
 

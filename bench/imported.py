@@ -16,14 +16,15 @@ from typing import Any
 
 import datasets
 from bench.maps import MapScores
-from bench.metrics import METRICS
+from bench.metrics import metrics_of
 from bench.registry import UnknownName
 from bench.spec import SCHEMA, Cell
-from bench.store import Results, now
+from bench.store import CellFolder, Results, now
 
 EXAMPLE = "--as-cell method=pranet dataset=polyps test_set=kvasir"
 SHOWN = ("s_measure", "e_measure_mean", "weighted_f_measure_b03", "mae", "iou", "dice")
 """The columns of a dataset that is none of ours and so names no metrics of its own."""
+SHOWN_OF_SEVERAL = ("miou_foreground", "miou_all", "accuracy", "iou")
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*", re.ASCII)
 _KEYS = ("method", "dataset", "test_set", "seed")
@@ -49,11 +50,12 @@ class Target:
         })  # fmt: skip
 
 
-def read_target(words: Sequence[str]) -> Target:
-    """The target named by ``key=value`` words.
+def read_target(words: Sequence[str], num_classes: int = 1) -> Target:
+    """The target named by ``key=value`` words, for maps of so many classes; 1 stands for binary ones.
 
     Raises:
-        ValueError: an unknown or missing key, a value that is no name, or a test set the dataset does not have.
+        ValueError: an unknown or missing key, a value that is no name, a test set the dataset does not have, or
+            another number of classes than it has.
     """
     values: dict[str, Any] = {}
     for word in words:
@@ -72,7 +74,21 @@ def read_target(words: Sequence[str]) -> Target:
     ours = _ours(target)
     if ours and target.test_set not in ours.test_sets:
         raise UnknownName(f"test set of {target.dataset}", target.test_set, ours.test_sets)
+    if ours and num_classes != ours.num_classes:
+        option = f" --classes {ours.num_classes}" if ours.classes else ""
+        raise ValueError(
+            f"{target.dataset} has {_kind(ours.num_classes)}, not {_kind(num_classes)}; type: "
+            f"python -m bench.score --pred DIR --gt DIR{option} --as-cell {' '.join(words)}"
+        )
     return target
+
+
+def class_names(target: Target | None, num_classes: int) -> list[str]:
+    """The names of the classes: those of a dataset of ours, else made from their indices; none of binary masks."""
+    if num_classes == 1:
+        return []
+    ours = _ours(target) if target else None
+    return list(ours.classes) if ours else [f"class {label}" for label in range(num_classes)]
 
 
 def _ours(target: Target) -> datasets.Dataset | None:
@@ -91,16 +107,20 @@ def enter(target: Target, scores: MapScores, results: Path) -> Path:
 
     Raises:
         AlreadyRunning: another process is writing the cell.
+        ValueError: the cell has scores of another number of classes.
     """
     cell = target.cell
     folder = Results(results).cell(cell.id)
+    _check_classes(folder, scores.num_classes)
     folder.create(cell, {})
     attempt = folder.claim()
     old = folder.result() or {}
     entries = {name: dict(old.get(name, {})) for name in ("scores", "imported")}
     for name, entry in (("scores", scores.mean), ("imported", _provenance(scores))):
         entries[name][target.test_set] = {**entries[name].get(target.test_set, {}), scores.protocol: entry}
-    ours = _ours(target)
+    ours, classes = _ours(target), class_names(target, scores.num_classes)
+    shown = ours.metrics if ours else SHOWN_OF_SEVERAL if classes else SHOWN
+    metrics = metrics_of(scores.num_classes)
     result = {
         "schema": SCHEMA,
         "id": cell.id,
@@ -114,11 +134,27 @@ def enter(target: Target, scores: MapScores, results: Path) -> Path:
         },
         **entries,
         "images": {**old.get("images", {}), target.test_set: len(scores.rows)},
-        "dataset_metrics": list(ours.metrics if ours else SHOWN),
-        "metrics": {key: {"label": metric.label, "better": metric.better} for key, metric in METRICS.items()},
+        "classes": classes,
+        "dataset_metrics": list(shown),
+        "metrics": {key: {"label": metric.label, "better": metric.better} for key, metric in metrics.items()},
     }
     attempt.commit([], result)
     return folder.path
+
+
+def _check_classes(folder: CellFolder, num_classes: int) -> None:
+    """Refuse to mix, in one cell, scores of which metrics of one name mean different things."""
+    old = folder.result()
+    before = len(old.get("classes", [])) or 1 if old else num_classes
+    if before != num_classes:
+        raise ValueError(
+            f"{folder.path} has scores of {_kind(before)}, and these are of {_kind(num_classes)}: "
+            "name another dataset or method in --as-cell, or take that folder away"
+        )
+
+
+def _kind(num_classes: int) -> str:
+    return "binary masks" if num_classes == 1 else f"{num_classes} classes"
 
 
 def _provenance(scores: MapScores) -> dict[str, Any]:
@@ -126,6 +162,7 @@ def _provenance(scores: MapScores) -> dict[str, Any]:
     return {
         "size": scores.size,
         "quantised": scores.quantised,
+        "ignored": list(scores.ignored),
         "images": len(scores.rows),
         "predictions": _digest(pair.image for pair in scores.pairs),
         "masks": _digest(pair.mask for pair in scores.pairs),

@@ -1,17 +1,20 @@
 """Prediction maps in a folder, scored against masks in another: for models that were not trained here.
 
-A map is an 8-bit picture or, without any quantisation, a float ``.npy`` or TIFF of probabilities. Maps and
-masks are paired by name. An image is compared at its mask's own size, or with both sides squashed to a square
-as a cell of that size would see them. Files are read and scored in several processes; their number changes
-no result.
+Maps and masks are paired by name. An image is compared at its mask's own size, or with both sides squashed to
+a square as a cell of that size would see them. Files are read and scored in several processes; their number
+changes no result.
+
+Of binary masks a map is an 8-bit picture or, without any quantisation, a float ``.npy`` or TIFF of
+probabilities. :mod:`bench.label_maps` reads those of several classes, with what is public here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import Image
@@ -24,6 +27,7 @@ from datasets.pairing import Pair, list_files, pair_files
 MAP_SUFFIXES = (".png", ".npy", ".tif", ".tiff")
 MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
 _LISTED = 20
+T = TypeVar("T")
 
 
 class BadMaps(ValueError):
@@ -45,20 +49,25 @@ class MapScores:
     Attributes:
         protocol: one of :data:`bench.metrics.PROTOCOLS`.
         size: side in pixels to which both sides were squashed; None for each mask's own size.
-        quantised: some map came in 8 bits although the protocol takes float probabilities.
         pairs: the files that were compared.
         unpaired: names of the files without a partner, of ``predictions`` and of ``masks``.
         mean: the value of the set by metric.
-        rows: one an image, as in ``per_image.parquet``, with the maximum of the image's own E-measure curve.
+        rows: one an image, as in ``per_image.parquet``; of binary masks with the maximum of the image's own
+            E-measure curve.
+        num_classes: 1 for binary masks.
+        quantised: some map came in 8 bits although the protocol takes float probabilities.
+        ignored: the values in masks of several classes that did not count.
     """
 
     protocol: str
     size: int | None
-    quantised: bool
     pairs: tuple[Pair, ...]
     unpaired: dict[str, list[str]]
-    mean: dict[str, float]
+    mean: dict[str, Any]
     rows: list[Row]
+    num_classes: int = 1
+    quantised: bool = False
+    ignored: tuple[int, ...] = ()
 
     def report(self) -> dict[str, Any]:
         """The scores as plain JSON values."""
@@ -67,7 +76,9 @@ class MapScores:
             "protocol": self.protocol,
             "size": self.size,
             "images": len(self.rows),
+            "num_classes": self.num_classes,
             "quantised": self.quantised,
+            "ignored": list(self.ignored),
             "unpaired": self.unpaired,
             "mean": self.mean,
             "per_image": [{"id": row["image"], **{key: row[key] for key in metrics}} for row in self.rows],
@@ -77,7 +88,7 @@ class MapScores:
 def score_folders(
     predictions: Path, masks: Path, *, protocol: str = "paper", size: int | None = None, workers: int | None = None
 ) -> MapScores:
-    """Score every map of a folder that has a mask of its name.
+    """Score every map of a folder that has a binary mask of its name.
 
     Args:
         predictions: holds maps (:data:`MAP_SUFFIXES`).
@@ -90,14 +101,8 @@ def score_folders(
         FileNotFoundError, NotADirectoryError: a folder is not there.
         BadMaps: nothing to pair, or files that cannot be scored.
     """
-    from joblib import Parallel, cpu_count, delayed
-
-    pairs, unpaired = _pair(predictions, masks)
-    workers = min(workers or cpu_count(), len(pairs))
-    outcomes = Parallel(n_jobs=workers)(delayed(_score)(pair, protocol, size) for pair in pairs)
-    problems = [outcome for outcome in outcomes if isinstance(outcome, str)]
-    if problems:
-        raise BadMaps(_listed(f"{len(problems)} of {len(pairs)} images cannot be scored:", problems))
+    pairs, unpaired = pair_folders(predictions, masks, MAP_SUFFIXES, MASK_SUFFIXES)
+    outcomes = score_pairs(pairs, partial(_score, protocol=protocol, size=size), workers)
     scores, brightest = Scores(protocol), [outcome.brightest for outcome in outcomes]
     if None not in brightest and max(brightest) == 1:
         raise BadMaps(f"the maps in {predictions} hold 0 and 1 only, read as grey levels of 0 to 255: multiply by 255")
@@ -106,12 +111,58 @@ def score_folders(
     return MapScores(
         protocol=protocol,
         size=size,
-        quantised=protocol == "paper" and any(value is not None for value in brightest),
         pairs=tuple(pairs),
         unpaired=unpaired,
         mean=scores.mean(),
         rows=[{**row, "e_measure_max": float(o.curve.max())} for row, o in zip(scores.rows, outcomes, strict=True)],
+        quantised=protocol == "paper" and any(value is not None for value in brightest),
     )
+
+
+def score_pairs(pairs: Sequence[Pair], score: Callable[[Pair], T], workers: int | None) -> list[T]:
+    """What ``score`` gives for each pair, in several processes.
+
+    Raises:
+        BadMaps: it raised BadMaps for some of them.
+    """
+    from joblib import Parallel, cpu_count, delayed
+
+    workers = min(workers or cpu_count(), len(pairs))
+    outcomes = Parallel(n_jobs=workers)(delayed(_attempt)(score, pair) for pair in pairs)
+    problems = [str(outcome) for outcome in outcomes if isinstance(outcome, BadMaps)]
+    if problems:
+        raise BadMaps(_listed(f"{len(problems)} of {len(pairs)} images cannot be scored:", problems))
+    return outcomes
+
+
+def _attempt(score: Callable[[Pair], T], pair: Pair) -> T | BadMaps:
+    """The exception as a value, so that one bad file does not hide the others."""
+    try:
+        return score(pair)
+    except BadMaps as problem:
+        return problem
+
+
+def read(path: Path, reader: Callable[[Path], T]) -> T:
+    """What ``reader`` makes of a file.
+
+    Raises:
+        BadMaps: with the file's name, whatever the reader raised.
+    """
+    try:
+        return reader(path)
+    except Exception as error:  # a damaged file makes Pillow's parsers raise almost anything
+        raise BadMaps(f"{path}: {error or repr(error)}") from error
+
+
+def check_sizes(pair: Pair, prediction: np.ndarray, mask: np.ndarray) -> None:
+    """Raises BadMaps where a map is not of its mask's size."""
+    if prediction.shape != mask.shape:
+        (height, width), (mask_height, mask_width) = prediction.shape, mask.shape
+        raise BadMaps(
+            f"{pair.image}: {width}x{height}, its mask {mask_width}x{mask_height}; save maps at the masks' size, "
+            f"or compare both at one size: --size {max(height, width)}"
+        )
 
 
 def read_map(path: Path) -> np.ndarray:
@@ -147,14 +198,24 @@ def read_mask(path: Path) -> np.ndarray:
     with Image.open(path) as picture:
         levels = grey(picture)
     if 0 < levels.max() <= THRESHOLD:
-        raise ValueError(f"not 0 and 255: largest value {levels.max()}. Multiply masks of 0 and 1 by 255")
+        raise ValueError(
+            f"not 0 and 255: largest value {levels.max()}. Multiply masks of 0 and 1 by 255; "
+            "class indices are scored with --classes K"
+        )
     return (levels > THRESHOLD).astype(np.uint8)
 
 
-def _pair(predictions: Path, masks: Path) -> tuple[list[Pair], dict[str, list[str]]]:
-    """Maps with their masks, and the names of the files that have no partner."""
+def pair_folders(
+    predictions: Path, masks: Path, map_suffixes: Sequence[str], mask_suffixes: Sequence[str]
+) -> tuple[list[Pair], dict[str, list[str]]]:
+    """Maps with their masks, and the names of the files that have no partner.
+
+    Raises:
+        FileNotFoundError, NotADirectoryError: a folder is not there.
+        BadMaps: there is nothing to pair, or a name stands for several files.
+    """
     files = {}
-    for what, folder, suffixes in (("predictions", predictions, MAP_SUFFIXES), ("masks", masks, MASK_SUFFIXES)):
+    for what, folder, suffixes in (("predictions", predictions, map_suffixes), ("masks", masks, mask_suffixes)):
         files[what] = list_files(folder, suffixes)
         if not files[what]:
             raise BadMaps(f"no {what} in {folder}: it holds no file that ends in {', '.join(suffixes)}")
@@ -169,29 +230,17 @@ def _pair(predictions: Path, masks: Path) -> tuple[list[Pair], dict[str, list[st
     return pairs, {what: [path.name for path in paths if path in alone] for what, paths in files.items()}
 
 
-def _score(pair: Pair, protocol: str, size: int | None) -> _Scored | str:
-    """One image, or what is wrong with its files."""
-    contents = []
-    for path, read in ((pair.image, read_map), (pair.mask, read_mask)):
-        try:
-            contents.append(read(path))
-        except Exception as error:  # a damaged file makes Pillow's parsers raise almost anything
-            return f"{path}: {error or repr(error)}"
-    values, mask = contents
+def _score(pair: Pair, *, protocol: str, size: int | None) -> _Scored:
+    values, mask = read(pair.image, read_map), read(pair.mask, read_mask)
     brightest = int(values.max()) if values.dtype == np.uint8 else None
     if size is not None:
         values, mask = squash_map(_probabilities(values), size), squash_mask(mask, size)
-    elif values.shape != mask.shape:
-        (height, width), (mask_height, mask_width) = values.shape, mask.shape
-        return (
-            f"{pair.image}: {width}x{height}, its mask {mask_width}x{mask_height}; save maps at the masks' size, "
-            f"or compare both at one size: --size {max(height, width)}"
-        )
+    check_sizes(pair, values, mask)
     values = _probabilities(values) if protocol == "paper" else _grey(values)
     try:
         return _Scored(*score_image(values, mask, protocol), brightest)
     except ValueError as error:
-        return f"{pair.image}: {error}"
+        raise BadMaps(f"{pair.image}: {error}") from error
 
 
 def _probabilities(values: np.ndarray) -> np.ndarray:

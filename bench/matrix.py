@@ -22,6 +22,7 @@ from bench.spec import Cell, make_cell
 
 FOLDER = Path(__file__).resolve().parent / "matrices"
 SETTINGS = ("backbone", "checkpoint", "image_size", "precision")
+LISTED = frozenset(key for key, info in Regime.model_fields.items() if "tuple" in str(info.annotation))
 FILTERS = ("dataset", "method", "seed", "backbone", "kind")
 
 
@@ -226,7 +227,7 @@ def _expand(matrix: Matrix, precision: str) -> list[Entered]:
             _entries(block.datasets, datasets.registry),
             _entries(block.methods, methods.registry),
             _axes(settings),
-            [_checked_regime(regime) for regime in _axes(_regime(block.regime), frozenset({"betas"}))],
+            [_checked_regime(regime) for regime in _axes(_regime(block.regime), LISTED)],
             seeds,
         )
         for (dataset, data_parameters), (method, parameters), setting, regime, seed in product:
@@ -244,6 +245,7 @@ def _expand(matrix: Matrix, precision: str) -> list[Entered]:
                 precision=_precision(setting["precision"], precision),
                 regime=regime,
             )
+            _check_fit(cell)
             path = Path(setting["checkpoint"]).expanduser()
             by_path = str(path.resolve()) if checkpoint.path == path else None
             found.setdefault(cell.id, (seeds.index(seed), Entered(cell, by_path)))
@@ -266,18 +268,34 @@ def _precision(given: str, automatic: str) -> str:
 
 
 def _checked_regime(regime: dict[str, Any]) -> dict[str, Any]:
-    from bench.metrics import quick
-
     for key in regime:
         if key not in Regime.model_fields:
             raise MatrixError(str(UnknownName("regime key", key, Regime.model_fields)))
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in regime.items()}
     try:
-        metric = Regime(**values).validation_metric
+        Regime(**values)
     except ValidationError as error:
         raise MatrixError("\n".join(f"regime: {line}" for line in _describe(error))) from None
-    quick(metric)  # refuses what is no metric of single images
     return regime
+
+
+def _check_fit(cell: Cell) -> None:
+    """Refuse a method, loss or validation metric that is not made for the number of classes of the cell's dataset."""
+    from bench.losses import SEVERAL
+    from bench.metrics import Validation
+
+    dataset, method, regime = cell.dataset(), cell.method(), cell.regime()
+    several = dataset.num_classes > 1
+    classes = f"dataset {dataset.name!r} has {f'{dataset.num_classes} classes' if several else 'binary masks'}"
+    if several and not method.several_classes:
+        raise MatrixError(f"{classes}, and method {method.name!r} is for binary masks only; leave one of them out")
+    if several != (regime.loss == SEVERAL):
+        remedy = f"allowed: {SEVERAL}" if several else f"{SEVERAL} is for several classes"
+        raise MatrixError(f"{classes}, which the loss {regime.loss!r} is not for; {remedy}")
+    try:
+        Validation(regime.validation_metric, dataset.num_classes)
+    except ValueError as error:
+        raise MatrixError(f"{classes}, which the validation metric is not for: {error}") from None
 
 
 def select(entered: list[Entered], filters: Mapping[str, list[str]]) -> list[Entered]:

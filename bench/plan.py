@@ -12,7 +12,7 @@ from typing import Any
 import datasets
 from bench import evidence
 from bench.data import with_shots
-from bench.matrix import Entered, MatrixError
+from bench.matrix import Entered
 from bench.spec import canonical
 from bench.store import CellFolder, Results, write_json
 
@@ -117,14 +117,9 @@ def make(
         data_root: where datasets lie.
         allow_broken: use datasets although some of their files are broken.
         rerun: also run cells in this state again ("all" takes done ones too).
-
-    Raises:
-        MatrixError: a dataset has several classes, which nothing here trains or scores.
     """
     from methods.sam.checkpoints import resolve
 
-    entered = list(entered)
-    _refuse_several_classes(entered)
     plan, whole, opened = Plan(), {}, {}
     for item in entered:
         spec = item.cell.spec
@@ -148,16 +143,6 @@ def make(
         plan.cells.append(planned)
     plan.opened = [source for source in opened.values() if source.splits]
     return plan
-
-
-def _refuse_several_classes(entered: Iterable[Entered]) -> None:
-    sets = {(item.cell.spec["dataset"]["name"], item.cell.dataset().num_classes) for item in entered}
-    several = {name: classes for name, classes in sorted(sets) if classes > 1}
-    if several:
-        binary = sorted({name for name, _ in sets} - several.keys())
-        listed = ", ".join(f"{name} ({classes} classes)" for name, classes in several.items())
-        remedy = f"Go on without: --only dataset={','.join(binary)}" if binary else "Choose binary datasets."
-        raise MatrixError(f"only binary datasets are trained and scored here, not {listed}. {remedy}")
 
 
 def _open(item: Entered, data_root: Path | None, allow_broken: bool) -> Opened:

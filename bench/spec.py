@@ -67,7 +67,7 @@ class Cell:
     def regime(self) -> regimes.Regime:
         """The complete training recipe."""
         overrides = {k: v for k, v in self.spec["regime"].items() if k != "version"}
-        return regimes.resolve(self.dataset().regime, overrides)[0]
+        return regimes.resolve(self.dataset().recipe(self.spec["dataset"].get("shots")), overrides)[0]
 
     def context(self) -> Context:
         """What the method is built for."""
@@ -79,6 +79,7 @@ class Cell:
             backbone=self.spec["backbone"],
             checkpoint=self.spec["checkpoint"],
             seed=self.spec["seed"],
+            mask_tokens=self.regime().mask_tokens,
         )
 
     def resolved(self) -> dict[str, Any]:
@@ -131,7 +132,7 @@ def make_cell(
 
     if shots is not None and (type(shots) is not int or shots < 1):
         raise ValueError(f"shots = {shots!r}: a positive number of images for each class, or leave it out for all")
-    _, changed = regimes.resolve(dataset.regime, regime or {})
+    _, changed = regimes.resolve(dataset.recipe(shots), regime or {})
     parts = {
         "method": {
             "name": method.name,

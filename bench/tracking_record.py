@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -155,28 +155,34 @@ def _curves(epochs: list[dict[str, Any]], start: int) -> Iterator[Point]:
 
 
 def _finals(result: dict[str, Any], end: int) -> Iterator[Point]:
-    """The scores as ``test_set/protocol/metric``, the other numbers as ``training.seconds``."""
-    for path, value in _numbers(result.get("scores", {})):
+    """The scores as ``test_set/protocol/metric`` or ``.../iou/shelf``, the other numbers as ``training.seconds``."""
+    for path, value in _numbers(result.get("scores", {}), entries=result.get("classes", ())):
         yield Point(_key(path, "/"), value, end, 0)
     for path, value in _numbers({name: result.get(name) for name in FINAL_METRICS}):
         yield Point(_key(path, "."), value, end, 0)
 
 
-def _leaves(tree: Any, path: tuple[str, ...] = (), *, lists: bool = False) -> Iterator[tuple[tuple[str, ...], Any]]:
-    """The leaves of nested dictionaries with their paths; with ``lists`` also the entries of lists, by index."""
+def _leaves(
+    tree: Any, path: tuple[str, ...] = (), *, entries: Sequence[str] | None = None
+) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The leaves of nested dictionaries with their paths.
+
+    Args:
+        entries: the names of a list's entries, which are leaves then; where there are none, their indices.
+    """
     if isinstance(tree, dict):
         branches = tree.items()
-    elif lists and isinstance(tree, list):
-        branches = enumerate(tree)
+    elif entries is not None and isinstance(tree, list):
+        branches = zip(entries or map(str, range(len(tree))), tree, strict=True)
     else:
         yield path, tree
         return
     for name, branch in branches:
-        yield from _leaves(branch, (*path, str(name)), lists=lists)
+        yield from _leaves(branch, (*path, str(name)), entries=entries)
 
 
-def _numbers(tree: dict[str, Any]) -> Iterator[tuple[tuple[str, ...], float]]:
-    for path, value in _leaves(tree, lists=True):
+def _numbers(tree: dict[str, Any], *, entries: Sequence[str] = ()) -> Iterator[tuple[tuple[str, ...], float]]:
+    for path, value in _leaves(tree, entries=entries):
         if isinstance(value, int | float) and not isinstance(value, bool):
             yield path, float(value)
 

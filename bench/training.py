@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,8 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from bench.data import SquashedSplit, batches, shuffled
-from bench.losses import LOSSES
-from bench.metrics import improves, quick
+from bench.losses import task_loss
+from bench.metrics import Validation, improves
 from bench.regime import Regime
 from methods.base import Model
 from methods.randomness import image_keys
@@ -98,6 +99,11 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
+def decided(probabilities: Tensor) -> Tensor:
+    """What metrics take: foreground probabilities (B, H, W) as they are, scores (B, K, H, W) as class indices in uint8."""
+    return probabilities if probabilities.dim() == 3 else probabilities.argmax(1).to(torch.uint8)
+
+
 def total_steps(images: int, regime: Regime) -> int:
     """Optimiser steps of a full run."""
     steps = math.ceil(images / regime.batch_size) * regime.epochs
@@ -129,8 +135,7 @@ class Trainer:
         self.model, self.regime, self.machine, self.seed = model, regime, machine, seed
         self.watch, self.history = watch, history
         self.progress, self.record = Progress(), Training()
-        self.task_loss = LOSSES[regime.loss]
-        self.validation = quick(regime.validation_metric)
+        self.task_loss = task_loss(regime)
         make = torch.optim.AdamW if regime.optimizer == "adamw" else torch.optim.Adam
         fused = {"fused": True} if machine.device != "cpu" else {}
         self.optimiser = make(
@@ -153,7 +158,8 @@ class Trainer:
             progress.stage = "validating"
             self.watch(progress)
             score = self.validate(validation)
-            line |= {"step": progress.step, "validation": {self.regime.validation_metric: score}}
+            shown = score if math.isfinite(score) else None  # JSON has no NaN
+            line |= {"step": progress.step, "validation": {self.regime.validation_metric: shown}}
             self._write(line)
             record.epochs, record.steps, record.last_loss = epoch, progress.step, line["loss"]
             record.first_loss = line["loss"] if epoch == 1 else record.first_loss
@@ -211,10 +217,11 @@ class Trainer:
         self.optimiser.zero_grad(set_to_none=True)
         for start in range(0, count, size):
             part = slice(start, start + size)
+            own = keys[part].to(device)
             with self.machine.autocast():
-                output = self.model(images[part].to(device, non_blocking=True), keys[part].to(device))
+                output = self.model(images[part].to(device, non_blocking=True), own)
             target = self.model.targets(masks[part].to(device, non_blocking=True))
-            loss = self.model.loss(output, target, self.task_loss)
+            loss = self.model.loss(output, target, partial(self.task_loss, keys=own))
             (loss.sum() / count).backward()
             losses.append(loss.detach())
         trained = list(self.model.trainable().values())
@@ -238,15 +245,16 @@ class Trainer:
 
     @torch.no_grad()
     def validate(self, data: SquashedSplit) -> float:
-        """The mean validation metric at the cell's image size."""
+        """The validation metric at the cell's image size; NaN where no pixel counts."""
         self.model.eval()
-        scores = []
+        scores = Validation(self.regime.validation_metric, self.model.num_classes)
         for batch in batches(data, range(len(data)), self.regime.batch_size):
             with self.machine.autocast():
                 output = self.model(batch.images.to(self.machine.device))
-            predicted = self.model.probabilities(output).cpu().numpy()
-            scores += [self.validation(p, m) for p, m in zip(predicted, batch.masks.numpy(), strict=True)]
-        return sum(scores) / len(scores)
+            predicted = decided(self.model.probabilities(output)).cpu().numpy()
+            for prediction, mask in zip(predicted, batch.masks.numpy(), strict=True):
+                scores.add(prediction, mask)
+        return scores.value()
 
     def _write(self, line: dict[str, Any]) -> None:
         if self.history is not None:

@@ -18,7 +18,7 @@ import methods
 from bench import environment, evidence
 from bench.data import SquashedSplit, fixed_subset, open_cache, open_splits
 from bench.evaluation import Evaluation, evaluate
-from bench.metrics import METRICS
+from bench.metrics import metrics_of
 from bench.spec import SCHEMA, Cell
 from bench.store import Attempt
 from bench.training import Machine, Progress, Trainer, Training
@@ -68,7 +68,8 @@ def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, w
         parts = [("train", regime.max_train_images), ("validation", regime.max_validation_images)]
         used = [fixed_subset(splits[name], limit, dataset.split_seed) for name, limit in parts]
         trainer = Trainer(model, regime, machine, seed=seed, watch=watcher.progress, history=history)
-        record = trainer.fit(*(SquashedSplit(split, context.image_size, cache=cache) for split in used))
+        kind = {"cache": cache, "num_classes": context.num_classes}
+        record = trainer.fit(*(SquashedSplit(split, context.image_size, **kind) for split in used))
     scored, evaluation = _score(cell, model, splits, cache, machine, watcher)
     if record.epochs > 1 and record.first_loss == record.last_loss:
         scored["degenerate"].append("the training loss never moved")
@@ -142,7 +143,12 @@ def _score(
         "scores": evaluation.scores,
         "images": evaluation.images,
         "degenerate": evaluation.degenerate,
+        "constants": evaluation.constants,
+        "classes": list(dataset.classes),
         "dataset_metrics": list(dataset.metrics),
-        "metrics": {key: {"label": metric.label, "better": metric.better} for key, metric in METRICS.items()},
+        "metrics": {
+            key: {"label": metric.label, "better": metric.better}
+            for key, metric in metrics_of(dataset.num_classes).items()
+        },
         "evaluation": {"seconds": time.perf_counter() - began},
     }, evaluation

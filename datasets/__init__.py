@@ -5,6 +5,7 @@ package: run from the project's folder, so that this one comes first.
 """
 
 from datasets.base import (
+    IGNORE,
     Dataset,
     DatasetBroken,
     DatasetMissing,
@@ -20,6 +21,7 @@ from datasets.few_shot import few_shot
 from datasets.squash import squash_image, squash_map, squash_mask
 
 __all__ = [
+    "IGNORE",
     "Dataset",
     "DatasetBroken",
     "DatasetMissing",

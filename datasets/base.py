@@ -23,6 +23,9 @@ from datasets.squash import squash_image
 IGNORE = 255
 """The mask value of pixels that neither train nor count."""
 
+SEVERAL_CLASSES: Mapping[str, Any] = {"loss": "set_prediction", "validation_metric": "miou_all"}
+"""The regime of datasets with several classes."""
+
 
 class DatasetMissing(FileNotFoundError):
     """A dataset's files are not where they were looked for."""
@@ -123,6 +126,7 @@ class Dataset(BaseModel, ABC):
         split_seed: of whatever split or content the dataset draws itself. Fixed, so that the seed of a
             training never changes which images it is scored on.
         regime: what differs from the harness's default regime.
+        few_shot_regime: what differs from ``regime`` when a few-shot set is trained on.
         metrics: the keys of the metrics the paper prints for it, the first one leading.
     """
 
@@ -135,12 +139,17 @@ class Dataset(BaseModel, ABC):
     test_sets: ClassVar[tuple[str, ...]] = ("test",)
     split_seed: ClassVar[int]
     regime: ClassVar[Mapping[str, Any]] = {}
+    few_shot_regime: ClassVar[Mapping[str, Any]] = {}
     metrics: ClassVar[tuple[str, ...]]
 
     @property
     def num_classes(self) -> int:
         """How many mask channels a model needs: 1 for a binary dataset, else one a class."""
         return len(self.classes) or 1
+
+    def recipe(self, shots: int | None) -> dict[str, Any]:
+        """The regime for a training set of ``shots`` images a class, None for all images."""
+        return {**self.regime, **(self.few_shot_regime if shots else {})}
 
     def find(self, root: Path | None = None) -> Any:
         """Where its files lie, by names alone (:class:`datasets.layout.Found`); None for a generated dataset.

@@ -14,7 +14,7 @@ import numpy as np
 from PIL import Image
 from pydantic import Field, ValidationInfo, field_validator
 
-from datasets.base import IGNORE, register
+from datasets.base import IGNORE, SEVERAL_CLASSES, register
 from datasets.encoding import THRESHOLD, Encoding, UnknownColour, threshold, valued
 from datasets.files import FileDataset
 from datasets.layout import Found, Layout, locate
@@ -178,11 +178,11 @@ class Folder(FileDataset):
 
     @property
     def metrics(self) -> tuple[str, ...]:
-        return ("miou_foreground", "miou_all", "accuracy") if self.class_names else ("iou", "dice", "mae")
+        return ("miou_foreground", "miou_all", "accuracy", "iou") if self.class_names else ("iou", "dice", "mae")
 
     @property
     def regime(self) -> Mapping[str, Any]:
-        return {"validation_metric": "miou_all" if self.class_names else "iou"}
+        return SEVERAL_CLASSES if self.class_names else {"validation_metric": "iou"}
 
     @property
     def encoding(self) -> Encoding:

@@ -17,11 +17,13 @@ from methods import Context, create, registry
 from methods.sam import SIZES, size_of
 
 
-def count(name: str, backbone: str) -> dict[str, Any]:
+def count(name: str, backbone: str, classes: int = 1) -> dict[str, Any]:
     """One method's parameters on a backbone at its native image size, and what the paper prints for vit_h."""
     method = create(name)
+    side = size_of(backbone).native
     with torch.device("meta"):
-        found = method.build(Context(backbone=backbone, checkpoint="none", image_size=size_of(backbone).native)).count()
+        model = method.build(Context(num_classes=classes, backbone=backbone, checkpoint="none", image_size=side))
+    found = model.count()
     return {
         "name": name,
         **found,
@@ -31,12 +33,13 @@ def count(name: str, backbone: str) -> dict[str, Any]:
     }
 
 
-def show(rows: Sequence[dict[str, Any]], backbone: str) -> None:
+def show(rows: Sequence[dict[str, Any]], backbone: str, classes: int) -> None:
     """The list for people."""
     from rich.console import Console
     from rich.table import Table
 
-    title = f"methods on {backbone}; the paper's counts are for vit_h"
+    several = f", {classes} classes, {Context().mask_tokens} queries" if classes > 1 else ""
+    title = f"methods on {backbone}{several}; the paper's counts are for vit_h"
     table = Table(box=None, header_style="bold", title=title, title_justify="left", padding=(0, 2, 0, 0))
     for column, side in [("method", "left"), ("trainable", "right"), ("total", "right"), ("%", "right")]:
         table.add_column(column, justify=side, no_wrap=True)
@@ -53,25 +56,29 @@ def main(words: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m methods``."""
     parser = argparse.ArgumentParser(prog="python -m methods", description=__doc__.split("\n\n")[0])
     parser.add_argument("--backbone", default="vit_h", help=f"{', '.join(SIZES)} (default: vit_h)")
+    parser.add_argument("--classes", type=int, default=1, help="classes with the background (default: 1, binary masks)")
     parser.add_argument("--json", action="store_true", help="a list of objects instead of a table")
     commands = parser.add_subparsers(dest="command")
     check = commands.add_parser("check", help="run the conformance suite on a method")
     check.add_argument("name", help="a method, or several joined by +")
     check.add_argument("--backbone", dest="check_backbone", default="tiny", help="default: tiny")
     options = parser.parse_args(words)
+    if options.classes < 1:
+        parser.error(f"--classes {options.classes}: 1 for binary masks, or the number of classes with the background")
     try:
         if options.command == "check":
             from methods.check import check_method
 
             return check_method(options.name, options.check_backbone)
-        rows = [count(name, options.backbone) for name in registry.names()]
+        names = [name for name in registry.names() if options.classes == 1 or create(name).several_classes]
+        rows = [count(name, options.backbone, options.classes) for name in names]
     except ValueError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     if options.json:
         print(json.dumps(rows, indent=1))
     else:
-        show(rows, options.backbone)
+        show(rows, options.backbone, options.classes)
     return 0
 
 

@@ -153,8 +153,9 @@ class Model(nn.Module, abc.ABC):
         """
         if self.num_classes == 1:
             return output.masks[:, 0].float().sigmoid()
-        classes = output.classes.float().softmax(-1)[..., :-1]
-        return torch.einsum("bnk,bnhw->bkhw", classes, output.masks.float().sigmoid())
+        with torch.autocast(output.masks.device.type, enabled=False):  # which would round the sums to half precision
+            classes = output.classes.float().softmax(-1)[..., :-1]
+            return torch.einsum("bnk,bnhw->bkhw", classes, output.masks.float().sigmoid())
 
     def trainable(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained, by name: what an adapter file holds."""
@@ -176,7 +177,7 @@ class Method(BaseModel, abc.ABC):
         paper_trainable_m: the paper's count of trainable parameters on vit_h, in millions.
         starts_as_sam: before the first step its masks are those of the frozen SAM, bit for bit.
         no_gradient: patterns of trained parameters' names that need not get a gradient.
-        several_classes: it can be built for more than binary masks.
+        several_classes: it can be built for more than binary masks; see :meth:`refuse_unsupported`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -201,7 +202,19 @@ class Method(BaseModel, abc.ABC):
 
     @abc.abstractmethod
     def build(self, context: Context) -> Model:
-        """A model ready to train, on the CPU, with ``requires_grad`` set on exactly what it trains."""
+        """A model ready to train, on the CPU, with ``requires_grad`` set on exactly what it trains.
+
+        Raises:
+            ValueError: several classes, and the method is for binary masks only.
+        """
+
+    def refuse_unsupported(self, context: Context) -> None:
+        """Raise what ``build`` owes to whoever asks a method of binary masks for several classes."""
+        if context.num_classes > 1 and not self.several_classes:
+            raise ValueError(
+                f"method {self.name!r} is for binary masks (num_classes = 1), not for {context.num_classes} classes; "
+                f"those that are: python -m methods --classes {context.num_classes}"
+            )
 
 
 class SamMethod(Method):
@@ -214,6 +227,7 @@ class SamMethod(Method):
     def build(self, context: Context) -> Model:
         from methods.sam.build import build_segmenter
 
+        self.refuse_unsupported(context)
         sam = build_segmenter(context)
         # What a method adds depends on the cell's seed, not on what building the backbone has drawn before.
         with torch.random.fork_rng(devices=[]):

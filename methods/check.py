@@ -1,7 +1,8 @@
 """The conformance suite: what every method promises the harness, tried on a small model in under a minute.
 
-``python -m methods check NAME`` runs it on any plugin, one's own included; the project's tests run the same checks on
-all of them. A check raises :class:`Broken` with what is wrong, or returns why it does not apply.
+``python -m methods check NAME`` runs it on any plugin, one's own included, with binary masks and with several classes;
+the project's tests run the same checks on all of them. A check raises :class:`Broken` with what is wrong, or returns
+why it does not apply.
 """
 
 from __future__ import annotations
@@ -9,22 +10,18 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
-from methods.base import Context, Model, Output
-from methods.compose import create, parameters_of
+from methods.compose import parameters_of
 from methods.delta import load, save
-from methods.randomness import image_keys
 from methods.sam.checkpoints import resolve
+from methods.trial import SEVERAL, Subject, added, losses, predict, same, shake, train
 
 
 class Broken(AssertionError):
@@ -37,99 +34,10 @@ def require(kept: bool, what: str) -> None:
         raise Broken(what)
 
 
-def task_loss(logits: Tensor, target: Tensor) -> Tensor:
-    """Binary cross-entropy, one value an image: any smooth loss would do."""
-    return F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((1, 2, 3))
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A method under test with a backbone and the images it is tried on.
-
-    Attributes:
-        name: the method, or several joined by "+".
-        parameters: those that differ from the defaults.
-        backbone: a size of SAM; "tiny" keeps the suite under a minute.
-        image_size: side in pixels.
-        images_count: images of the fixed batch.
-    """
-
-    name: str
-    parameters: Mapping[str, Any] = field(default_factory=dict)
-    backbone: str = "tiny"
-    image_size: int = 64
-    images_count: int = 4
-
-    @cached_property
-    def method(self) -> Any:
-        return create(self.name, self.parameters)
-
-    @property
-    def context(self) -> Context:
-        return Context(backbone=self.backbone, checkpoint="none", image_size=self.image_size)
-
-    @property
-    def keys(self) -> Tensor:
-        return image_keys(0, 0, range(self.images_count))
-
-    def build(self) -> Model:
-        """The model as built, ready to train."""
-        return self.method.build(self.context).train()
-
-    @cached_property
-    def batch(self) -> tuple[Tensor, Tensor]:
-        """uint8 images (B, 3, S, S) of a bright block on noise, and its masks (B, S, S)."""
-        side, generator = self.image_size, torch.Generator().manual_seed(5)
-        images = torch.randint(0, 120, (self.images_count, 3, side, side), generator=generator, dtype=torch.uint8)
-        masks = torch.zeros(self.images_count, side, side, dtype=torch.uint8)
-        for index in range(self.images_count):
-            top, left = (side * (index % 3)) // 6, (side * (index % 4)) // 8
-            masks[index, top : top + side // 2, left : left + side // 3] = 1
-            images[index, index % 3] += 130 * masks[index]
-        return images, masks
-
-
-def added(model: Model) -> dict[str, nn.Parameter]:
-    """What a method trains beside the mask decoder."""
-    return {name: p for name, p in model.trainable().items() if not name.startswith("mask_decoder.")}
-
-
-def shake(parameters: Mapping[str, nn.Parameter], deviation: float) -> None:
-    """Add noise, always the same, so that nothing keeps a neutral initial value."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
-        for parameter in parameters.values():
-            parameter.add_(deviation * torch.randn(parameter.shape, generator=generator))
-
-
-@torch.no_grad()
-def predict(model: Model, images: Tensor) -> Tensor:
-    """Mask logits in evaluation."""
-    return model.eval()(images).masks
-
-
-def losses(subject: Subject, model: Model, part: slice = slice(None)) -> tuple[Tensor, Output]:
-    """The training loss of each image of the batch, or of a part of it."""
-    images, masks = subject.batch
-    output = model(images[part], subject.keys[part])
-    return model.loss(output, model.targets(masks[part]), task_loss), output
-
-
-def train(subject: Subject, model: Model, *, steps: int, lr: float) -> tuple[float, float, set[str]]:
-    """A few AdamW steps on the batch; the loss before and after, and which parameters ever had a gradient."""
-    model.train()
-    optimiser = torch.optim.AdamW(model.trainable().values(), lr=lr)
-    reached: set[str] = set()
-    values = []
-    for step in range(steps + 1):
-        optimiser.zero_grad()
-        loss, output = losses(subject, model)
-        values.append(task_loss(output.masks, model.targets(subject.batch[1])).mean().item())
-        if step < steps:
-            loss.mean().backward()
-            reached |= {n for n, p in model.trainable().items() if p.grad is not None and p.grad.any()}
-            optimiser.step()
-    return values[0], values[-1], reached
+def require_shape(value: Tensor | None, wanted: tuple[int, ...] | None, what: str) -> None:
+    """Raise :class:`Broken` unless ``value`` has the shape ``wanted``; None stands for no tensor."""
+    shape = None if value is None else tuple(value.shape)
+    require(shape == wanted, f"{what} {shape}, not {wanted}")
 
 
 def check_training_moves_only_what_it_declares(subject: Subject) -> str | None:
@@ -171,9 +79,8 @@ def check_added_parts_change_the_output(subject: Subject) -> str | None:
         return "trains nothing"
     before = predict(model, images)
     shake(added(model) or model.trainable(), 0.1)
-    require(
-        not torch.allclose(predict(model, images), before, rtol=1e-3), "noise in them leaves the masks as they were"
-    )
+    after = predict(model, images)
+    require(not torch.allclose(after[0], before[0], rtol=1e-3), "noise in them leaves the masks as they were")
     return None
 
 
@@ -183,7 +90,7 @@ def check_starts_as_the_frozen_sam(subject: Subject) -> str | None:
         return "does not claim it"
     sam = replace(subject, name="decoder_only", parameters={}).build()
     images = subject.batch[0]
-    require(torch.equal(predict(subject.build(), images), predict(sam, images)), "the masks differ")
+    require(same(predict(subject.build(), images), predict(sam, images)), "the masks or the class logits differ")
     return None
 
 
@@ -196,20 +103,23 @@ def check_a_saved_delta_gives_the_same_masks(subject: Subject) -> str | None:
     with tempfile.TemporaryDirectory() as folder:
         save(model, Path(folder), {"method": method, "context": asdict(subject.context), "backbone_digest": digest})
         again = load(folder)
-    require(torch.equal(predict(again, images), predict(model, images)), "the loaded model answers differently")
+    require(same(predict(again, images), predict(model, images)), "the loaded model answers differently")
     return None
 
 
 def check_bf16(subject: Subject) -> str | None:
-    """Training and evaluation run under bf16 autocast, near the float32 masks."""
+    """Training and evaluation run under bf16 autocast, near the float32 answer; what is scored is float32."""
     model, images = subject.build(), subject.batch[0]
     exact = predict(model, images)
     with torch.autocast("cpu", torch.bfloat16):
         rounded = predict(model, images)
+        scored = model.probabilities(model(images))
         if model.train().trainable():
             losses(subject, model)[0].mean().backward()
-    require(rounded.dtype == torch.float32 and bool(torch.isfinite(rounded).all()), "masks are not finite float32")
-    require((rounded - exact).abs().max() < 0.2 * exact.abs().max(), "masks are far from those in float32")
+    for what, values in (("masks", rounded[0]), ("probabilities", scored)):
+        require(values.dtype == torch.float32 and bool(values.isfinite().all()), f"{what} are not finite float32")
+    for what, near, value in zip(("masks", "classes"), rounded, exact, strict=False):
+        require((near - value).abs().max() < 0.2 * value.abs().max(), f"{what} are far from those in float32")
     gradients = [p.grad for p in model.trainable().values() if p.grad is not None]
     require(all(torch.isfinite(g).all() for g in gradients), "a gradient is not finite")
     return None
@@ -236,13 +146,32 @@ def check_micro_batches_change_nothing(subject: Subject) -> str | None:
     return None
 
 
+@torch.no_grad()
 def check_sizes(subject: Subject) -> str | None:
-    """One image and four, at two image sizes, give masks of the input's size."""
+    """One image and four, at two image sizes, give masks and probabilities of the input's size, one for each class."""
+    classes = subject.num_classes
     for side in (subject.image_size, subject.image_size + 32):
         for count in (1, 4):
             other = replace(subject, image_size=side, images_count=count)
-            shape = predict(other.build(), other.batch[0]).shape
-            require(tuple(shape) == (count, 1, side, side), f"{count} images of {side} px give masks {tuple(shape)}")
+            model = other.build().eval()
+            require(model.num_classes == classes, f"its num_classes is {model.num_classes}, {classes} were asked for")
+            output, given = model(other.batch[0]), f"{count} images of {side} px give"
+            queries = output.masks.shape[1] if classes > 1 else 1
+            require_shape(output.masks, (count, queries, side, side), f"{given} masks")
+            require_shape(output.classes, (count, queries, classes + 1) if classes > 1 else None, f"{given} classes")
+            scores = (count, classes, side, side) if classes > 1 else (count, side, side)
+            require_shape(model.probabilities(output), scores, f"{given} probabilities")
+    return None
+
+
+def check_several_classes_are_built_or_refused(subject: Subject) -> str | None:
+    """A method that declares ``several_classes = False`` does not build for them."""
+    try:
+        replace(subject, num_classes=SEVERAL).build()
+    except ValueError as error:
+        require(not subject.method.several_classes, f"it declares several_classes, but {error}")
+        return None
+    require(subject.method.several_classes, f"it declares several_classes = False and yet builds for {SEVERAL} classes")
     return None
 
 
@@ -275,22 +204,34 @@ def one_thread() -> Iterator[None]:
 
 
 def check_method(name: str, backbone: str = "tiny") -> int:
-    """Run all checks and print a line for each; returns 1 if any failed.
+    """Run all checks, on several classes too where the method can, a line for each; returns 1 if any failed.
 
     Raises:
         bench.registry.UnknownName: no such method or backbone.
     """
-    subject, failed = Subject(name, backbone=backbone), 0
-    create(name)
+    subject = Subject(name, backbone=backbone)
+    tried = {"binary masks": subject}
+    if subject.method.several_classes:
+        tried[f"{SEVERAL} classes"] = replace(subject, num_classes=SEVERAL)
+    failed = 0
     with one_thread():
-        for title, check in CHECKS.items():
-            began = time.perf_counter()
-            try:
-                reason = check(subject)
-                verdict = "ok" if reason is None else f"does not apply: {reason}"
-            except Broken as error:
-                failed += 1
-                verdict = f"FAILED: {error}"
-            print(f"{title:<42} {time.perf_counter() - began:5.1f} s  {verdict}", flush=True)
+        for kind, one in tried.items():
+            print(f"{name} on {kind}")
+            failed += sum(not passes(title, check, one) for title, check in CHECKS.items())
+    if len(tried) == 1:
+        print(f"several classes: not tried, {name} is for binary masks only")
     print(f"{name}: {'conforms' if not failed else f'{failed} checks failed'}")
     return 1 if failed else 0
+
+
+def passes(title: str, check: Callable[[Subject], str | None], subject: Subject) -> bool:
+    """Run one check and print its line."""
+    began = time.perf_counter()
+    passed = True
+    try:
+        reason = check(subject)
+        verdict = "ok" if reason is None else f"does not apply: {reason}"
+    except Broken as error:
+        passed, verdict = False, f"FAILED: {error}"
+    print(f"  {title:<42} {time.perf_counter() - began:5.1f} s  {verdict}", flush=True)
+    return passed

@@ -94,6 +94,11 @@ class Composition(SamMethod):
         return all(part.starts_as_sam for part in self.parts)
 
     @property
+    def several_classes(self) -> bool:  # type: ignore[override]
+        """All parts can."""
+        return all(part.several_classes for part in self.parts)
+
+    @property
     def no_gradient(self) -> tuple[str, ...]:  # type: ignore[override]
         """The exceptions of all parts."""
         return tuple(pattern for part in self.parts for pattern in part.no_gradient)

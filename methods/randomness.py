@@ -55,17 +55,20 @@ def coin(*parts: int) -> bool:
     return bool(key(*parts) & 1)
 
 
-def normal(keys: Tensor, shape: Sequence[int], salt: int) -> Tensor:
-    """Standard normal draws (B, *shape), float32, on the device of ``keys``.
+def uniform(keys: Tensor, shape: Sequence[int], salt: int) -> Tensor:
+    """Draws (B, *shape) from the interval (0, 1], multiples of 2^-25 in float32, on the device of ``keys``.
 
     Args:
         keys: (B,) int64.
         shape: what is drawn for each key.
-        salt: tells apart the layers that draw for the same keys.
+        salt: tells apart those that draw for the same keys.
     """
-    count = math.prod(shape)
-    counters = torch.arange(1, 2 * count + 1, device=keys.device, dtype=torch.int64) * _signed(_STEP)
+    counters = torch.arange(1, math.prod(shape) + 1, device=keys.device, dtype=torch.int64) * _signed(_STEP)
     words = _scramble(_scramble(keys + _signed(key(salt)))[:, None] + counters)
-    uniform = (_shift(words, 40).to(torch.float32) + 0.5) * 2.0**-24
-    radius = torch.sqrt(-2 * torch.log(uniform[:, :count]))
-    return (radius * torch.cos(2 * math.pi * uniform[:, count:])).view(keys.shape[0], *shape)
+    return ((_shift(words, 40).to(torch.float32) + 0.5) * 2.0**-24).view(keys.shape[0], *shape)
+
+
+def normal(keys: Tensor, shape: Sequence[int], salt: int) -> Tensor:
+    """Standard normal draws (B, *shape), float32; arguments as :func:`uniform`."""
+    first, second = uniform(keys, (2, math.prod(shape)), salt).unbind(1)
+    return (torch.sqrt(-2 * torch.log(first)) * torch.cos(2 * math.pi * second)).view(keys.shape[0], *shape)

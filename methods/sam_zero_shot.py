@@ -114,11 +114,15 @@ def bounding_box(mask: np.ndarray) -> tuple[float, float, float, float]:
 
 @register("sam_zero_shot")
 class SamZeroShot(Method):
-    """Published SAM, untrained; ``prompt`` "click" and "box" are oracles."""
+    """Published SAM, untrained; ``prompt`` "click" and "box" are oracles.
+
+    Its masks belong to no class, so there is nothing to score where there are several.
+    """
 
     title: ClassVar[str] = "SAM, zero-shot"
     version: ClassVar[int] = 2
     evidence: ClassVar[str] = "official code"
+    several_classes: ClassVar[bool] = False
     prompt: Prompt = "none"
 
     def caveats(self, context: Context) -> tuple[str, ...]:
@@ -130,4 +134,5 @@ class SamZeroShot(Method):
     def build(self, context: Context) -> Model:
         from methods.sam.build import build_parts
 
+        self.refuse_unsupported(context)
         return PromptedSam(build_parts(context), image_size=context.image_size, prompt=self.prompt)

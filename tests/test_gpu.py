@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import warnings
 
 import pytest
 import torch
 
 from bench import run
-from bench.losses import LOSSES
+from bench.losses import BINARY
+from bench.losses.set_prediction import SetPrediction
 from methods import Context, create, registry
+from methods.base import Output
 from methods.randomness import image_keys, normal
 
 pytestmark = pytest.mark.gpu
@@ -32,7 +35,8 @@ def test_outputs_and_gradients_agree_with_the_cpu(name):
         if not model.trainable():
             pytest.skip("trains nothing")
         output = model(images.to(device), keys.to(device))
-        loss = model.loss(output, model.targets(masks.to(device)), LOSSES["structure"]).mean()
+        target = model.targets(masks.to(device))
+        loss = model.loss(output, target, lambda output, target: BINARY["structure"](output.masks, target)).mean()
         loss.backward()
         outputs.append(output.masks.detach().cpu())
         gradients.append({n: p.grad.cpu() for n, p in model.trainable().items() if p.grad is not None})
@@ -41,6 +45,44 @@ def test_outputs_and_gradients_agree_with_the_cpu(name):
     for key, gradient in gradients[0].items():
         scale = gradient.abs().max().clamp(min=1e-6)
         assert ((gradient - gradients[1][key]).abs().max() / scale) < 1e-2, key
+
+
+def predictions(batch, device):
+    """An output for 12 classes that wants a gradient, a target with ignored pixels, and keys."""
+    generator = torch.Generator().manual_seed(0)
+    masks = 3 * torch.randn(batch, 10, 128, 128, generator=generator)
+    classes = torch.randn(batch, 10, 13, generator=generator)
+    target = torch.randint(0, 12, (batch, 8, 8), generator=generator, dtype=torch.uint8)
+    target[:, 0] = 255
+    target = target.repeat_interleave(16, dim=1).repeat_interleave(16, dim=2)
+    output = Output(masks.to(device).requires_grad_(), classes.to(device).requires_grad_())
+    return output, target.to(device), image_keys(0, 0, range(batch)).to(device)
+
+
+def test_set_prediction_agrees_with_the_cpu():
+    found = []
+    for device in ("cpu", "cuda"):
+        output, target, keys = predictions(4, device)
+        loss = SetPrediction()(output, target, keys)
+        loss.mean().backward()
+        found.append([value.cpu() for value in (loss.detach(), output.masks.grad, output.classes.grad)])
+    for here, there in zip(*found, strict=True):
+        assert (here - there).abs().max() < 1e-3 * here.abs().max()
+
+
+def test_set_prediction_waits_for_the_device_as_often_for_one_image_as_for_eight():
+    waits, loss = [], SetPrediction()
+    for batch in (1, 1, 8):
+        arguments = predictions(batch, "cuda")
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            torch.cuda.set_sync_debug_mode("warn")
+            try:
+                loss(*arguments).mean().backward()
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+        waits.append(sum("synchroniz" in str(warning.message) for warning in caught))
+    assert waits[1] == waits[2] and 0 < waits[2] <= 5, waits
 
 
 def test_a_cell_runs_on_a_gpu_in_bf16(tmp_path):

@@ -1,194 +1,99 @@
-"""Scores of binary segmentation: what is measured, under which protocol, and how images become a test set.
+"""Scores of segmentation: what is measured, under which protocol, and how images become a test set.
 
 Two protocols, never mixed:
 
-* ``paper``: float32 probabilities at the network's size, as AutoGluon scores;
-* ``literature``: 8-bit maps at the mask's own size, as the authors of the data sets score.
+* ``paper``: at the network's size, as AutoGluon scores; of binary masks float32 probabilities;
+* ``literature``: at the mask's own size, as the authors of the data sets score; of binary masks 8-bit maps.
 
-Both give every metric; they differ in what the caller hands in. Every value is a fraction, tables multiply.
-:mod:`bench.metrics.overlap` and :mod:`bench.metrics.saliency` define the metrics, with their rules for empty,
-full and one-pixel masks. The second is imported only when a metric of it is computed, since the libraries
-under it are slow to load.
+Both give every metric; they differ in what the caller hands in, and in how a class counts that occurs
+nowhere. Every value is a fraction, tables multiply. :mod:`bench.metrics.overlap` and
+:mod:`bench.metrics.saliency` define the metrics of binary masks, with their rules for empty, full and
+one-pixel masks, and :mod:`bench.metrics.classes` those of several classes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import partial
-from statistics import fmean
-from typing import Literal
+import math
 
 import numpy as np
 
-from bench.metrics import overlap
+from bench.metrics.binary import Scores, measure, score_image
+from bench.metrics.catalogue import METRICS, PROTOCOLS, Metric, Row, metrics_of
+from bench.metrics.classes import ClassScores, score_classes
 from bench.registry import UnknownName
 
-PROTOCOLS = ("paper", "literature")
-_DTYPES = {"paper": np.dtype(np.float32), "literature": np.dtype(np.uint8)}
+__all__ = [
+    "METRICS",
+    "PROTOCOLS",
+    "ClassScores",
+    "Metric",
+    "Row",
+    "Scores",
+    "Validation",
+    "improves",
+    "metrics_of",
+    "score_classes",
+    "score_image",
+    "scores_of",
+]
 
-Row = dict[str, float | int | str]
 
+def scores_of(protocol: str, num_classes: int) -> Scores | ClassScores:
+    """Empty scores of a test set for masks of so many classes; 1 stands for binary masks.
 
-@dataclass(frozen=True)
-class Metric:
-    """What a table must know of a metric.
-
-    ``aggregate`` is "mean" where the value of a test set is the mean over its images, and "set" where it
-    can only be computed from the whole set.
+    Raises:
+        ValueError: an unknown protocol, or more classes than a byte can hold.
     """
-
-    key: str
-    label: str
-    better: Literal["higher", "lower"]
-    aggregate: Literal["mean", "set"]
+    return Scores(protocol) if num_classes == 1 else ClassScores(protocol, num_classes)
 
 
-METRICS: dict[str, Metric] = {
-    metric.key: metric
-    for metric in (
-        Metric("s_measure", "S-measure", "higher", "mean"),
-        Metric("e_measure_mean", "mean E-measure", "higher", "mean"),
-        Metric("e_measure_max", "max E-measure", "higher", "set"),
-        Metric("e_measure_adaptive", "adaptive E-measure", "higher", "mean"),
-        Metric("weighted_f_measure_b1", "weighted F-measure (beta squared 1)", "higher", "mean"),
-        Metric("weighted_f_measure_b03", "weighted F-measure (beta squared 0.3)", "higher", "mean"),
-        Metric("mae", "MAE", "lower", "mean"),
-        Metric("ber_image", "BER (mean over images)", "lower", "mean"),
-        Metric("ber_pooled", "BER (pooled pixels)", "lower", "set"),
-        Metric("iou", "IoU", "higher", "mean"),
-        Metric("dice", "Dice", "higher", "mean"),
-        Metric("accuracy", "accuracy", "higher", "mean"),
-        Metric("t_jaccard", "thresholded Jaccard", "higher", "mean"),
-    )
-}
-_PER_IMAGE = tuple(key for key, metric in METRICS.items() if metric.aggregate == "mean")
-
-
-def score_image(prediction: np.ndarray, mask: np.ndarray, protocol: str) -> tuple[Row, np.ndarray]:
-    """Every per-image metric of one image, with its pixel counts; a pure function.
+class Validation:
+    """One metric of the paper protocol, and for binary masks nothing else computed: after each epoch.
 
     Args:
-        prediction: (H, W); float32 probabilities in [0, 1] for ``paper``, uint8 for ``literature``.
-        mask: (H, W), uint8 of 0 and 1, of the prediction's shape.
-        protocol: one of :data:`PROTOCOLS`.
-
-    Returns:
-        The row (protocol, metrics, ``tp fp fn tn`` at p > 0.5, ``ber_tp ber_fp ber_fn ber_tn`` at BER's
-        threshold), and the E-measure curve (256,), of which the set's maximum is taken after averaging.
+        key: of binary masks a metric of single images, of which the mean is taken; of several classes any that
+            is one number.
+        num_classes: K, the background among them; 1 for binary masks.
 
     Raises:
-        ValueError: a wrong type, shape or range, NaN, or an unknown protocol.
-    """
-    from bench.metrics import saliency
-
-    _check(prediction, mask, protocol)
-    measured, curve = saliency.scores(prediction, mask)
-    return {"protocol": protocol, **measured, **overlap.scores(prediction, mask)}, curve
-
-
-class Scores:
-    """The scores of one test set under one protocol, image by image.
-
-    ``rows`` holds one row an image, in the order added: what ``per_image.parquet`` is written from.
+        ValueError: ``key`` is no such metric.
     """
 
-    def __init__(self, protocol: str) -> None:
-        _check_protocol(protocol)
-        self.protocol = protocol
-        self.rows: list[Row] = []
-        self._curve_sum = np.zeros(256)
+    def __init__(self, key: str, num_classes: int = 1) -> None:
+        kind, refused, why = (
+            ("binary masks", "set", "needs the whole test set; per image")
+            if num_classes == 1
+            else ("several classes", "classes", "is a value for each class; as one number")
+        )
+        metrics = metrics_of(num_classes)
+        allowed = [name for name, metric in metrics.items() if metric.aggregate != refused]
+        if key not in metrics:
+            raise UnknownName(f"metric of {kind}", key, allowed)
+        if key not in allowed:
+            raise ValueError(f"{key!r} {why} there are: {', '.join(allowed)}")
+        self.key = key
+        self._scores = None if num_classes == 1 else ClassScores("paper", num_classes)
+        self._values: list[float] = []
 
-    def add(self, identifier: str, prediction: np.ndarray, mask: np.ndarray) -> Row:
-        """Score one image and return its row; arguments and errors as in :func:`score_image`."""
-        try:
-            measured, curve = score_image(prediction, mask, self.protocol)
-        except ValueError as error:
-            raise ValueError(f"image {identifier}: {error}") from error
-        return self.enter(identifier, measured, curve)
+    def add(self, prediction: np.ndarray, mask: np.ndarray) -> None:
+        """Score one image; arguments and errors as in :func:`score_image` and :func:`score_classes`."""
+        if self._scores is None:
+            self._values.append(measure(self.key, prediction, mask))
+        else:
+            self._scores.add(str(len(self._scores.rows)), prediction, mask)
 
-    def enter(self, identifier: str, measured: Row, curve: np.ndarray) -> Row:
-        """Take over what :func:`score_image` gave for an image, in this process or another; returns its row."""
-        row = {"image": identifier, **measured}
-        self.rows.append(row)
-        self._curve_sum += curve
-        return row
-
-    def mean(self) -> dict[str, float]:
-        """The test set's value of every metric.
-
-        The maximum E-measure is that of the image-averaged curve; the pooled BER is that of the summed counts.
-
-        Raises:
-            ValueError: no image was added.
-        """
-        if not self.rows:
-            raise ValueError("no scores: add() at least one image before mean()")
-        pooled = overlap.Counts(*(sum(row[f"ber_{name}"] for row in self.rows) for name in overlap.Counts._fields))
-        of_the_set = {
-            "e_measure_max": float(self._curve_sum.max() / len(self.rows)),
-            "ber_pooled": overlap.ber(pooled),
-        }
-        return {key: of_the_set[key] if key in of_the_set else fmean(row[key] for row in self.rows) for key in METRICS}
-
-
-def quick(key: str) -> Callable[[np.ndarray, np.ndarray], float]:
-    """One per-image metric of the paper protocol, and nothing else computed: for validation after each epoch.
-
-    Returns:
-        A function of (prediction, mask), which are checked as in :func:`score_image`.
-
-    Raises:
-        ValueError: ``key`` is unknown or needs the whole set.
-    """
-    if _metric(key).aggregate == "set":
-        raise ValueError(f"{key!r} needs the whole test set; per image there are: {', '.join(_PER_IMAGE)}")
-    return partial(_score_one, key)
+    def value(self) -> float:
+        """The metric of all images so far; NaN where none has a pixel that counts."""
+        if self._scores is None:
+            return sum(self._values) / len(self._values) if self._values else math.nan
+        value = self._scores.mean()[self.key] if self._scores.rows else None
+        return math.nan if value is None else value
 
 
 def improves(key: str, new: float, best: float | None) -> bool:
     """Whether ``new`` is strictly better than ``best`` (None: nothing yet); NaN never is."""
-    better = _metric(key).better
-    if best is None:
-        return not np.isnan(new)
-    return new > best if better == "higher" else new < best
-
-
-def _score_one(key: str, prediction: np.ndarray, mask: np.ndarray) -> float:
-    _check(prediction, mask, "paper")
-    if key in overlap.PER_IMAGE:
-        return overlap.score(key, prediction, mask)
-    from bench.metrics import saliency
-
-    return saliency.score(key, prediction, mask)
-
-
-def _metric(key: str) -> Metric:
     if key not in METRICS:
         raise UnknownName("metric", key, METRICS)
-    return METRICS[key]
-
-
-def _check_protocol(protocol: str) -> None:
-    if protocol not in PROTOCOLS:
-        raise UnknownName("protocol", protocol, PROTOCOLS)
-
-
-def _check(prediction: np.ndarray, mask: np.ndarray, protocol: str) -> None:
-    """Refuse what a metric would silently misread: 0/255 masks, logits, 8-bit maps given as floats."""
-    _check_protocol(protocol)
-    if prediction.dtype != _DTYPES[protocol]:
-        raise ValueError(f"prediction is {prediction.dtype}; protocol {protocol!r} takes {_DTYPES[protocol]}")
-    if mask.dtype != np.uint8:
-        raise ValueError(f"mask is {mask.dtype}; it must be uint8 of 0 and 1: mask.astype(np.uint8)")
-    if prediction.shape != mask.shape or mask.ndim != 2:
-        raise ValueError(f"prediction is {prediction.shape} and mask {mask.shape}; both must be the same (H, W)")
-    if mask.size < 2:
-        raise ValueError(f"mask is {mask.shape}; the E-measure needs at least two pixels")
-    if mask.max() > 1:
-        raise ValueError(f"mask holds {mask.max()}; it must hold 0 and 1 only: (mask > 127).astype(np.uint8)")
-    low, high = prediction.min(), prediction.max()
-    if np.isnan(low):
-        raise ValueError("prediction holds NaN")
-    if protocol == "paper" and not (low >= 0 and high <= 1):
-        raise ValueError(f"prediction spans {low} to {high}; it must hold probabilities in [0, 1]: take the sigmoid")
+    if best is None:
+        return not math.isnan(new)
+    return new > best if METRICS[key].better == "higher" else new < best

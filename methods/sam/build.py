@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import Context
+from methods.randomness import key
 from methods.sam.checkpoints import resolve
 from methods.sam.decoder import ReducedMaskDecoder
 from methods.sam.encoder import ImageEncoder
@@ -18,6 +19,7 @@ from methods.sam.sizes import Size, size_of
 
 # A random backbone stands in for a pre-trained one, so it is the same for every seed of a cell.
 RANDOM_BACKBONE_SEED = 0
+CLASS_HEAD = 1  # gives the class head draws of its own: what methods add starts from the seed itself
 
 
 def parts(size: Size, image_size: int) -> nn.ModuleDict:
@@ -111,7 +113,7 @@ def build_segmenter(context: Context, *, random_seed: int = RANDOM_BACKBONE_SEED
     sam = build_parts(context, random_seed=random_seed)
     tokens = context.mask_tokens if context.num_classes > 1 else 1
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(context.seed)
+        torch.manual_seed(key(context.seed, CLASS_HEAD))
         decoder = ReducedMaskDecoder(sam["mask_decoder"], tokens, context.num_classes)
     return SamSegmenter(
         sam["image_encoder"],

@@ -20,6 +20,11 @@ METRICS = {
     "weighted_f_measure_b03": {"label": "F", "better": "higher"},
     "mae": {"label": "MAE", "better": "lower"},
     "ber_image": {"label": "BER", "better": "lower"},
+    "accuracy_foreground": {"label": "Acc foreground", "better": "higher"},
+    "miou_foreground": {"label": "mIoU foreground", "better": "higher"},
+    "miou_all": {"label": "mIoU", "better": "higher"},
+    "label_mae": {"label": "label MAE", "better": "lower"},
+    "mber": {"label": "mBER", "better": "lower"},
 }
 DEFAULTS = {"lora": {"rank": 3}, "conv_lora": {"rank": 3, "num_experts": 8, "routing": "moe"}}
 
@@ -36,7 +41,8 @@ class ResultsFolder:
         method: str = "conv_lora",
         dataset: str = "isic2017",
         seed: int = 0,
-        scores: Mapping[str, float] | None = None,
+        scores: Mapping[str, Any] | None = None,
+        classes: tuple[str, ...] = (),
         test_sets: tuple[str, ...] = ("test",),
         state: str = "done",
         stale: tuple[str, ...] = (),
@@ -47,6 +53,8 @@ class ResultsFolder:
         dataset_version: int = 1,
         regime: Mapping[str, Any] | None = None,
         train_images: int = 2000,
+        train_images_available: int = 2000,
+        dataset_metrics: tuple[str, ...] | None = None,
         protocol: str = "paper",
         random_backbone: bool = False,
         **setting: Any,
@@ -75,8 +83,13 @@ class ResultsFolder:
         self.write(folder / "cell.json", {"id": name, "spec": spec, "evidence": {}})
         self.write(folder / "status.json", {"state": state, "reason": None, "attempt": 1, "stale": list(stale)})
         if state == "done":
-            result = self._result(name, spec, scores, test_sets, protocol, train_images)
+            result = self._result(name, spec, scores, test_sets, protocol)
             result["random_backbone"] |= random_backbone
+            result["classes"] = list(classes)
+            result["dataset_metrics"] = list(scores if dataset_metrics is None else dataset_metrics)
+            result["training"] = {
+                "train_images": train_images, "train_images_available": train_images_available, "seconds": 1.0,
+            }  # fmt: skip
             self.write(folder / "result.json", result)
         return folder
 
@@ -119,10 +132,9 @@ class ResultsFolder:
     def _result(
         name: str,
         spec: dict[str, Any],
-        scores: dict[str, float],
+        scores: dict[str, Any],
         test_sets: tuple[str, ...],
         protocol: str,
-        train_images: int,
     ) -> dict[str, Any]:
         method, dataset = spec["method"], spec["dataset"]["name"]
         resolved = {"name": method["name"], "parameters": DEFAULTS.get(method["name"], {}) | method["parameters"]}
@@ -132,10 +144,8 @@ class ResultsFolder:
             "scores": {test_set: {protocol: scores} for test_set in test_sets},
             "images": dict.fromkeys(test_sets, 600),
             "parameters": {"trainable": 4_020_096, "total": 641_090_000},
-            "training": {"train_images": train_images, "train_images_available": 2000, "seconds": 1.0},
             "environment": {"device": "cpu"},
             "random_backbone": spec["checkpoint"] == "none",
-            "dataset_metrics": list(scores),
             "metrics": {key: METRICS[key] for key in scores},
         }
 

@@ -130,11 +130,37 @@ def test_scores_that_are_no_number_are_named_and_left_out(folder, value: float |
     assert "test/paper/dice" in results.skipped[0]
 
 
-def test_lists_are_no_scores(folder) -> None:
-    folder.add(scores={"iou": [0.1, 0.2], "dice": 0.3})
+def test_an_entry_of_a_list_is_the_score_of_a_class(folder) -> None:
+    folder.add(scores={"accuracy": 0.9, "iou": [0.1, None, 0.3]}, classes=("sky", "pole", "road"))
+    folder.add(dataset="shapes", scores={"iou": 0.5})
     results = read_results(folder.path)
-    assert results.scores["metric"].tolist() == ["dice"]
-    assert results.skipped == ()
+    assert results.skipped == (), "a class that occurs nowhere is no defect"
+    found = results.scores.set_index(["id", "metric"])["value"]
+    assert sorted((metric, value) for (_, metric), value in found.items()) == [
+        ("accuracy", 0.9), ("iou", 0.5), ("iou:road", 0.3), ("iou:sky", 0.1),
+    ]  # fmt: skip
+    assert {key: results.metrics[key].label for key in ("iou", "iou:pole")} == {"iou": "IoU", "iou:pole": "IoU pole"}
+    assert results.metrics["iou:pole"].better == "higher"
+    assert results.cells["dataset_metrics"].tolist() == [
+        ("accuracy", "iou:sky", "iou:pole", "iou:road"), ("iou",),
+    ]  # fmt: skip
+
+
+def test_a_list_of_another_length_than_the_classes_is_a_damaged_cell(folder) -> None:
+    folder.add(seed=0)
+    folder.add(seed=1, scores={"iou": [0.1, 0.2]}, classes=("sky", "pole", "road"))
+    results = read_results(folder.path)
+    assert len(results.cells) == 1
+    assert "2 values of iou for 3 classes" in results.skipped[0]
+
+
+def test_a_cell_that_is_not_done_has_the_defaults_of_a_done_one(folder) -> None:
+    folder.add(method="lora", seed=0)
+    folder.add(method="lora", seed=1, state="failed")
+    folder.add(method="lora", seed=2, state="failed", parameters={"rank": 6})
+    folder.add(method="lora", seed=3, state="failed", version=2)
+    cells = read_results(folder.path).cells.set_index("seed")
+    assert cells["resolved_parameters"].to_dict() == {0: {"rank": 3}, 1: {"rank": 3}, 2: {"rank": 6}, 3: {}}
 
 
 def test_a_missing_folder_is_named_with_the_next_command(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import methods
 from bench.evaluation import Evaluation, evaluate, to_native
-from bench.metrics import METRICS, Scores
+from bench.metrics import Scores, metrics_of
 from bench.training import Machine
 from datasets import Split
 from methods import Context, Embedding, Model, Output
@@ -88,7 +88,7 @@ def test_both_protocols_equal_a_plain_loop():
         expected = plain_loop(test_set)
         for protocol in ("paper", "literature"):
             found = evaluation.scores[name][protocol]
-            assert set(found) == set(METRICS)
+            assert set(found) == set(metrics_of(1))
             assert found == pytest.approx(expected[protocol].mean(), abs=2e-4)
             rows = [row for row in evaluation.rows if (row["test_set"], row["protocol"]) == (name, protocol)]
             assert [row["image"] for row in rows] == list(test_set.identifiers)
@@ -171,7 +171,7 @@ def test_the_tables_are_readable_and_hold_what_pooled_metrics_need(tmp_path):
     evaluation = evaluate(Bright(experts=True), {"test": Scenes(4)}, Machine(), image_size=SIZE)
     assert evaluation.write(tmp_path) == ["per_image.parquet", "experts.parquet"]
     table = pandas.read_parquet(tmp_path / "per_image.parquet")
-    per_image = {key for key, metric in METRICS.items() if metric.aggregate == "mean"}
+    per_image = {key for key, metric in metrics_of(1).items() if metric.aggregate == "mean"}
     counts = {"tp", "fp", "fn", "tn", "ber_tp", "ber_fp", "ber_fn", "ber_tn"}
     assert {"test_set", "image", "protocol"} | per_image | counts == set(table.columns)
     assert len(table) == 8

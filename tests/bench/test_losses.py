@@ -1,4 +1,4 @@
-"""Losses against loops over pixels, the released formula on one image, and their promise about micro-batches."""
+"""Binary losses against loops over pixels, the released formula on one image, and their promise about micro-batches."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.losses import LOSSES, boundary_weight
+from bench.losses import BINARY
+from bench.losses.binary import boundary_weight
 
-each_loss = pytest.mark.parametrize("name", LOSSES)
+each_loss = pytest.mark.parametrize("name", BINARY)
 
 
 def _batch(size: int = 4, height: int = 38, width: int = 35) -> tuple[Tensor, Tensor]:
@@ -52,7 +53,7 @@ def _loops(name: str, logits: np.ndarray, target: np.ndarray) -> float:
 def test_equals_loops_over_pixels(name: str) -> None:
     logits, target = _batch()
     expected = [_loops(name, *pair) for pair in zip(logits[:, 0].double().numpy(), target[:, 0].numpy(), strict=True)]
-    losses = LOSSES[name](logits, target)
+    losses = BINARY[name](logits, target)
     assert losses.shape == (4,) and losses.dtype == torch.float32
     assert losses.tolist() == pytest.approx(expected, rel=2e-5, abs=1e-8)
 
@@ -66,18 +67,18 @@ def test_structure_is_the_released_loss_of_a_micro_batch_of_one() -> None:
         p = torch.sigmoid(x)
         intersection, union = (p * m * weight).sum(dim=(2, 3)), ((p + m) * weight).sum(dim=(2, 3))
         released = (bce + 1 - (intersection + 1) / (union - intersection + 1)).mean()
-        assert LOSSES["structure"](x, m).item() == pytest.approx(released.item(), rel=1e-6)
+        assert BINARY["structure"](x, m).item() == pytest.approx(released.item(), rel=1e-6)
 
 
 @each_loss
 def test_a_batch_equals_accumulated_micro_batches_of_one(name: str) -> None:
     logits, target = _batch()
     together = logits.clone().requires_grad_()
-    losses = LOSSES[name](together, target)
+    losses = BINARY[name](together, target)
     losses.mean().backward()
     alone = logits.clone().requires_grad_()
     for index in range(4):
-        loss = LOSSES[name](alone[index : index + 1], target[index : index + 1])
+        loss = BINARY[name](alone[index : index + 1], target[index : index + 1])
         assert loss.item() == pytest.approx(losses[index].item(), rel=1e-6)
         (loss.mean() / 4).backward()
     assert together.grad.abs().sum() > 0
@@ -88,13 +89,13 @@ def test_a_batch_equals_accumulated_micro_batches_of_one(name: str) -> None:
 def test_gradient_is_that_of_finite_differences(name: str) -> None:
     logits, target = _batch(size=2, height=6, width=5)
     logits.requires_grad_()
-    LOSSES[name](logits, target).sum().backward()
+    BINARY[name](logits, target).sum().backward()
     step = 0.03
     for place in [(0, 0, 3, 4), (0, 0, 0, 0), (1, 0, 2, 2)]:
         shift = torch.zeros_like(logits)
         shift[place] = step
         with torch.no_grad():
-            slope = (LOSSES[name](logits + shift, target) - LOSSES[name](logits - shift, target)).sum() / (2 * step)
+            slope = (BINARY[name](logits + shift, target) - BINARY[name](logits - shift, target)).sum() / (2 * step)
         assert logits.grad[place].item() == pytest.approx(slope.item(), rel=0.01, abs=2e-5)
 
 
@@ -103,7 +104,7 @@ def test_gradient_is_that_of_finite_differences(name: str) -> None:
 @pytest.mark.parametrize("confidence", [0.0, 50.0, -50.0, 1e4, -1e4])
 def test_one_class_and_extreme_logits_are_finite(name: str, fill: float, confidence: float) -> None:
     logits = torch.full((1, 1, 8, 8), confidence, requires_grad=True)
-    loss = LOSSES[name](logits, torch.full((1, 1, 8, 8), fill))
+    loss = BINARY[name](logits, torch.full((1, 1, 8, 8), fill))
     loss.sum().backward()
     assert loss.item() >= 0 and math.isfinite(loss.item()) and logits.grad.isfinite().all()
     if name == "balanced_bce":
@@ -113,7 +114,7 @@ def test_one_class_and_extreme_logits_are_finite(name: str, fill: float, confide
 @each_loss
 def test_a_better_prediction_loses_less(name: str) -> None:
     target = _batch()[1][:3]
-    good, unsure, bad = (LOSSES[name](scale * (2 * target - 1), target) for scale in (8.0, 0.0, -8.0))
+    good, unsure, bad = (BINARY[name](scale * (2 * target - 1), target) for scale in (8.0, 0.0, -8.0))
     assert (good < unsure).all() and (unsure < bad).all() and (good < 0.01).all()
 
 
@@ -122,9 +123,9 @@ def test_float32_under_bf16_autocast(name: str) -> None:
     logits, target = _batch()
     half = logits.bfloat16().requires_grad_()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        losses = LOSSES[name](half, target)
+        losses = BINARY[name](half, target)
     assert losses.dtype == torch.float32
-    assert torch.equal(losses, LOSSES[name](half.detach().float(), target))
+    assert torch.equal(losses, BINARY[name](half.detach().float(), target))
     losses.mean().backward()
     assert half.grad.dtype == torch.bfloat16 and half.grad.isfinite().all()
 
@@ -144,6 +145,6 @@ def test_boundary_weight_is_exact_on_masks(shape: tuple[int, ...]) -> None:
 def test_shapes_that_would_broadcast_are_refused(name: str) -> None:
     logits, target = _batch()
     with pytest.raises(ValueError, match=r"\(4, 38, 35\).*\(B, 1, H, W\)"):
-        LOSSES[name](logits[:, 0], target)
+        BINARY[name](logits[:, 0], target)
     with pytest.raises(ValueError, match=r"\(4, 3, 38, 35\)"):
-        LOSSES[name](logits.expand(-1, 3, -1, -1), target.expand(-1, 3, -1, -1))
+        BINARY[name](logits.expand(-1, 3, -1, -1), target.expand(-1, 3, -1, -1))

@@ -161,7 +161,7 @@ def test_the_matrices_that_were_promised():
     smoke = expand(read("smoke"), precision="fp32")
     assert [item.cell.spec["method"]["name"] for item in smoke] == methods.registry.names()
     assert {(item.cell.spec["backbone"], item.cell.spec["image_size"]) for item in smoke} == {("tiny", 128)}
-    for name in {"table1", "full"} | TABLES.keys():
+    for name in {"table1", "full", "table2", "table11", "table15"} | TABLES.keys():
         found = expand(read(name), precision="bf16")
         assert {(item.cell.spec["backbone"], item.cell.spec["image_size"]) for item in found} == {("vit_h", 1024)}
         assert {item.cell.spec["seed"] for item in found} == {0, 1, 2}
@@ -180,7 +180,25 @@ def test_the_tables_share_their_cells():
         same = {item.cell.id for item in table1 if item.cell.spec["dataset"]["name"] == dataset}
         assert ids(name) == {cell for cell in same if "-scratch-" not in cell}
     assert ids("table1") <= ids("full")
-    assert len(ids("full")) == len(BINARY) * (11 * 3 + 3)
+    binary = {cell for cell in ids("full") if not cell.startswith("trans10k_")}
+    assert len(binary) == len(BINARY) * (11 * 3 + 3)
+
+
+def test_the_tables_of_several_classes_share_their_cells():
+    """Rank 3 of table 11 is the LoRA of table 2, as it is the default; all are in the full matrix."""
+    counts = {"table2": 2 * 4 * 3, "table11": 4 * 3, "table15": 5 * 2 * 3}
+    assert {name: len(ids(name)) for name in counts} == counts
+    shared = ids("table2") & ids("table11")
+    assert len(shared) == 3 and all(cell.startswith("trans10k_v2-lora-s") for cell in shared)
+    assert not ids("table15") & (ids("table2") | ids("table11")), "few shots make other cells"
+    several = {cell for cell in ids("full") if cell.startswith("trans10k_")}
+    assert ids("table2") | ids("table11") | ids("table15") <= several
+    assert len(several) == 2 * 11 * 3 + 3 * 3 + 5 * 2 * 3
+    few_shot = expand(read("table15"), precision="bf16")
+    assert {str(item.cell.spec["regime"]) for item in few_shot} == {
+        str(item.cell.spec["regime"]) for item in expand(read("table2"), precision="bf16")
+    }, "the recipe of few shots is the dataset's, so that one setting holds both"
+    assert {(item.cell.regime().epochs, item.cell.regime().patience) for item in few_shot} == {(100, 0)}
 
 
 # Text of a file, and what the message must hold besides the file's name.
@@ -238,6 +256,27 @@ BAD_BLOCKS = {
         ["'ber_pooled'", "per image"],
     ),
     "seed": (block(more="seeds = [-1]"), ["seed", "-1"]),
+    "a loss of binary masks for several classes": (
+        block(datasets='["trans10k_v2"]', more='regime = {loss = "structure"}'),
+        ["'trans10k_v2' has 12 classes", "'structure'", "set_prediction"],
+    ),
+    "a loss of several classes for binary masks": (
+        block(more='regime = {loss = "set_prediction"}'),
+        ["'shapes' has binary masks", "'set_prediction'"],
+    ),
+    "a metric of binary masks for several classes": (
+        block(datasets='["trans10k_v1"]', more='regime = {validation_metric = "dice"}'),
+        ["'trans10k_v1' has 3 classes", "'dice'", "miou_all"],
+    ),
+    "a metric of several classes for binary masks": (
+        block(more='regime = {validation_metric = "miou_all"}'),
+        ["'shapes' has binary masks", "'miou_all'", "iou"],
+    ),
+    "a method of binary masks for several classes": (
+        block(datasets='["camvid"]', methods='["lora", "sam_zero_shot"]'),
+        ["'camvid' has 11 classes", "'sam_zero_shot'"],
+    ),
+    "weights of a loss": (block(more="regime = {loss_weights = [[1.0, 2.0]]}"), ["loss_weights"]),
 }
 
 

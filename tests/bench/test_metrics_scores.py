@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -11,10 +12,25 @@ import py_sod_metrics
 import pytest
 from scipy.ndimage import gaussian_filter
 
-from bench.metrics import METRICS, PROTOCOLS, Scores, improves, quick, score_image
+from bench.metrics import (
+    METRICS,
+    PROTOCOLS,
+    ClassScores,
+    Scores,
+    Validation,
+    improves,
+    metrics_of,
+    score_image,
+    scores_of,
+)
 
 ROOT = Path(__file__).resolve().parents[2]
-PER_IMAGE = [key for key, metric in METRICS.items() if metric.aggregate == "mean"]
+BINARY = [
+    "s_measure", "e_measure_mean", "e_measure_max", "e_measure_adaptive", "weighted_f_measure_b1",
+    "weighted_f_measure_b03", "mae", "ber_image", "ber_pooled", "iou", "dice", "accuracy", "t_jaccard",
+]  # fmt: skip
+SEVERAL = ["accuracy", "accuracy_foreground", "miou_all", "miou_foreground", "iou", "label_mae", "mber"]
+PER_IMAGE = [key for key, metric in metrics_of(1).items() if metric.aggregate == "mean"]
 COUNTS = [prefix + name for prefix in ("", "ber_") for name in ("tp", "fp", "fn", "tn")]
 
 
@@ -53,7 +69,7 @@ def test_rows(protocol: str) -> None:
 def test_mean_averages_images(protocol: str) -> None:
     scores = _scored(protocol)
     means = scores.mean()
-    assert list(means) == list(METRICS)
+    assert list(means) == BINARY
     for key in PER_IMAGE:
         assert means[key] == pytest.approx(np.mean([row[key] for row in scores.rows]))
 
@@ -96,25 +112,77 @@ def test_one_image_is_its_own_mean() -> None:
     assert means["e_measure_max"] == score_image(*image, "paper")[1].max()
 
 
+def test_metrics_by_number_of_classes() -> None:
+    assert list(metrics_of(1)) == BINARY and list(metrics_of(2)) == list(metrics_of(12)) == SEVERAL
+    assert list(METRICS) == BINARY + [key for key in SEVERAL if key not in BINARY]
+    for key, metric in [*metrics_of(1).items(), *metrics_of(3).items()]:
+        assert (metric.key, metric.label, metric.better) == (key, METRICS[key].label, METRICS[key].better)
+    aggregates = {key: metric.aggregate for key, metric in metrics_of(3).items()}
+    assert (aggregates["iou"], aggregates["accuracy"], aggregates["label_mae"]) == ("classes", "set", "mean")
+    metrics_of(1).clear()
+    assert list(metrics_of(1)) == BINARY
+
+
+@pytest.mark.parametrize("protocol", PROTOCOLS)
+def test_scores_by_number_of_classes(protocol: str) -> None:
+    binary, several = scores_of(protocol, 1), scores_of(protocol, 12)
+    assert type(binary) is Scores and type(several) is ClassScores
+    assert (binary.protocol, several.protocol, several.num_classes) == (protocol, protocol, 12)
+
+
 @pytest.mark.parametrize("key", PER_IMAGE)
-def test_quick_is_the_paper_protocol(key: str) -> None:
-    measure = quick(key)
+def test_validation_is_the_mean_under_the_paper_protocol(key: str) -> None:
+    validation = Validation(key)
     for image in _images("paper"):
-        assert measure(*image) == score_image(*image, "paper")[0][key]
+        validation.add(*image)
+    values = [score_image(*image, "paper")[0][key] for image in _images("paper")]
+    assert validation.value() == sum(values) / len(values)
 
 
-@pytest.mark.parametrize("key", ["ber_pooled", "e_measure_max"])
-def test_quick_refuses_what_needs_the_set(key: str) -> None:
-    with pytest.raises(ValueError, match=f"{key}.*ber_image"):
-        quick(key)
+@pytest.mark.parametrize("key", [key for key in SEVERAL if key != "iou"])
+def test_validation_of_several_classes_is_the_sets_value(key: str) -> None:
+    rng, validation, scores = np.random.default_rng(5), Validation(key, 4), ClassScores("paper", 4)
+    for size in (3, 9, 20):
+        mask, prediction = rng.integers(0, 3, (2, size, 7)).astype(np.uint8)
+        mask[:2] = 255
+        validation.add(prediction, mask)
+        scores.add(str(size), prediction, mask)
+    assert validation.value() == scores.mean()[key] > 0
+
+
+@pytest.mark.parametrize(
+    ("key", "num_classes", "message"),
+    [
+        ("ber_pooled", 1, "'ber_pooled' needs the whole test set; per image there are: .*ber_image.*t_jaccard"),
+        ("e_measure_max", 1, "e_measure_max.*ber_image"),
+        ("diec", 1, "'diec'.*'dice'"),
+        ("miou_all", 1, "'miou_all'.*Known: .*iou"),
+        ("iou", 3, "'iou' is a value for each class.*: accuracy, accuracy_foreground, miou_all, .*label_mae, mber$"),
+        ("dice", 3, "'dice'.*Known: accuracy, .*miou_all, miou_foreground.$"),
+        ("miou_al", 3, "'miou_all'"),
+        ("accuracy", 256, "2 to 255"),
+    ],
+)
+def test_validation_refuses_what_is_no_number_or_no_such_metric(key: str, num_classes: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        Validation(key, num_classes)
+
+
+def test_validation_of_nothing_is_no_improvement() -> None:
+    values = [Validation("iou").value(), Validation("miou_all", 3).value()]
+    ignored = Validation("miou_all", 3)
+    ignored.add(np.zeros((2, 2), np.uint8), np.full((2, 2), 255, np.uint8))
+    for value in [*values, ignored.value()]:
+        assert math.isnan(value)
+        assert not improves("miou_all", value, None) and not improves("miou_all", value, 0.1)
 
 
 def test_unknown_names() -> None:
-    for call in (lambda: quick("diec"), lambda: improves("diec", 1, None)):
-        with pytest.raises(ValueError, match="'dice'"):
+    with pytest.raises(ValueError, match="'dice'"):
+        improves("diec", 1, None)
+    for call in (lambda: Scores("papers"), lambda: scores_of("papers", 3)):
+        with pytest.raises(ValueError, match="'paper'"):
             call()
-    with pytest.raises(ValueError, match="'paper'"):
-        Scores("papers")
     with pytest.raises(ValueError, match="literature"):
         score_image(*_images("paper")[0], "litterature")
 
@@ -148,7 +216,7 @@ def test_bad_input_is_named(protocol: str, prediction: np.ndarray, mask: np.ndar
     assert scores.rows == []
     if protocol == "paper":
         with pytest.raises(ValueError, match=message):
-            quick("iou")(prediction, mask)
+            Validation("iou").add(prediction, mask)
 
 
 def test_mean_of_nothing() -> None:
@@ -166,6 +234,8 @@ def test_mean_of_nothing() -> None:
         ("mae", 0.4, 0.5, True),
         ("mae", 0.5, 0.4, False),
         ("ber_image", 0.2, 0.3, True),
+        ("miou_all", 0.5, 0.4, True),
+        ("label_mae", 0.5, 0.4, False),
         ("iou", float("nan"), None, False),
         ("iou", float("nan"), 0.1, False),
         ("mae", float("nan"), 0.1, False),
@@ -176,13 +246,15 @@ def test_improves(key: str, new: float, best: float | None, expected: bool) -> N
 
 
 def test_errors_are_lower_is_better() -> None:
-    assert {key for key, metric in METRICS.items() if metric.better == "lower"} == {"mae", "ber_image", "ber_pooled"}
+    lower = {key for key, metric in METRICS.items() if metric.better == "lower"}
+    assert lower == {"mae", "ber_image", "ber_pooled", "label_mae", "mber"}
 
 
 def test_importing_and_cheap_metrics_load_no_scoring_library() -> None:
     program = (
         "import sys, numpy as np, bench.losses, bench.metrics as metrics\n"
-        "metrics.quick('iou')(np.zeros((2, 2), np.float32), np.zeros((2, 2), np.uint8))\n"
+        "metrics.Validation('iou').add(np.zeros((2, 2), np.float32), np.zeros((2, 2), np.uint8))\n"
+        "metrics.Validation('mber', 2).add(*np.zeros((2, 3, 3), np.uint8))\n"
         "heavy = {'py_sod_metrics', 'cv2', 'pandas', 'scipy', 'skimage'} & set(sys.modules)\n"
         "print(sorted(heavy))"
     )

@@ -13,7 +13,7 @@ from PIL import Image
 import datasets
 import methods
 from bench import evidence, plan
-from bench.matrix import Entered, MatrixError
+from bench.matrix import Entered
 from bench.plan import RERUN, Plan
 from bench.spec import Cell, canonical, make_cell
 from bench.store import STATES, CellFolder, Results, read_json
@@ -175,22 +175,6 @@ def test_datasets_of_one_name_are_told_apart_by_their_parameters(results):
     made = make(results, *cells)
     assert list(made.missing) == ["folder of=lungs", "folder of=hearts"]
     assert made.cells[1].note == "dataset folder of=hearts is missing"
-
-
-@pytest.mark.parametrize(
-    ("names", "said"),
-    [
-        (
-            ("trans10k_v2", "shapes", "isic2017", "camvid"),
-            r"not camvid \(11 classes\), trans10k_v2 \(12 classes\)\. .*--only dataset=isic2017,shapes",
-        ),
-        (("trans10k_v1",), r"trans10k_v1 \(3 classes\)\. Choose binary datasets"),
-    ],
-)
-def test_datasets_of_several_classes_are_refused_before_anything_is_opened(results, monkeypatch, names, said):
-    monkeypatch.setattr(plan, "_open", lambda *_, **__: pytest.fail("opened"))
-    with pytest.raises(MatrixError, match=said):
-        make(results, *(tiny_cell(name, seed=seed) for name in names for seed in range(2)))
 
 
 @pytest.mark.parametrize("rerun", [None, "all"])

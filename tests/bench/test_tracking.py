@@ -155,6 +155,20 @@ def test_the_digest_follows_the_result_and_not_the_time_of_writing(tmp_path):
     assert failed[0] != failed[1]
 
 
+def test_scores_of_classes_are_named_after_them(tmp_path):
+    """A name may hold what MLflow refuses, and a class that occurs nowhere has no score."""
+    scores = {"test": {"paper": {"iou": [0.5, None, 0.25, 0.75], "miou_all": 0.5}}}
+    cell = write_cell(tmp_path, classes=["sky", "pole", "road/path", "car"], scores=scores)
+    finals = {p.key: p.value for p in read_record(cell, settled_digest(cell)).metrics if p.key.startswith("test")}
+    assert finals == {
+        "test/paper/iou/sky": 0.5, "test/paper/iou/road_path": 0.25, "test/paper/iou/car": 0.75,
+        "test/paper/miou_all": 0.5,
+    }  # fmt: skip
+    cell = write_cell(tmp_path, classes=["sky"], scores=scores)
+    with pytest.raises(ValueError):
+        read_record(cell, settled_digest(cell))
+
+
 @settings(deadline=None)
 @given(st.lists(st.text(max_size=20), min_size=1, max_size=4), st.sampled_from("/."))
 def test_mlflow_takes_every_name(path, separator):

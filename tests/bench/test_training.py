@@ -16,7 +16,6 @@ from torch import Tensor, nn
 import datasets
 import methods
 from bench.data import SquashedSplit, shuffled
-from bench.metrics import quick
 from bench.regime import Regime
 from bench.training import Machine, NonFiniteLoss, Progress, Trainer
 from datasets import Split
@@ -273,7 +272,8 @@ def test_validation_is_the_mean_of_the_metric_over_images():
     for index in range(7):
         image, mask = validation[index]
         probability = torch.sigmoid(torch.tensor(image).float().mean(-1) / 255 * 2 - 0.1)
-        expected.append(quick("iou")(probability.numpy(), mask))
+        predicted = probability.numpy() > 0.5
+        expected.append((predicted & (mask == 1)).sum() / (predicted | (mask == 1)).sum())
     assert len(set(expected)) > 2
     assert one.validate(validation) == pytest.approx(sum(expected) / 7)
 

@@ -13,7 +13,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncode
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import TaskLoss
+from methods.base import Output, TaskLoss
 from methods.sam.sizes import SIZES, Size
 
 MINI = Size(width=32, depth=3, heads=2, global_blocks=(1,), window=3, decoder_width=32, native=96)
@@ -47,7 +47,11 @@ def batch() -> Callable[..., tuple[Tensor, Tensor]]:
 @pytest.fixture(scope="session")
 def task_loss() -> TaskLoss:
     """Binary cross-entropy, one value an image."""
-    return lambda logits, target: F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((1, 2, 3))
+
+    def loss(output: Output, target: Tensor) -> Tensor:
+        return F.binary_cross_entropy_with_logits(output.masks, target, reduction="none").mean((1, 2, 3))
+
+    return loss
 
 
 @pytest.fixture(scope="session")

@@ -143,11 +143,29 @@ def test_a_size_that_the_patches_do_not_divide_is_refused(
         )
 
 
-def test_unknown_backbones_and_several_classes_are_refused(mini: str) -> None:
+def test_unknown_backbones_are_refused() -> None:
     with pytest.raises(UnknownName, match=r"'vit_hh'\. Did you mean 'vit_h'"):
         build_segmenter(Context(backbone="vit_hh", checkpoint="none"))
-    with pytest.raises(ValueError, match="not for 3 classes"):
-        build_segmenter(Context(backbone=mini, checkpoint="none", num_classes=3))
+
+
+@pytest.mark.parametrize("name", ["decoder_only", "lora", "scratch"])
+def test_the_class_head_is_drawn_from_the_seed_and_the_tokens_are_copies(mini: str, name: str) -> None:
+    def build(seed: int, classes: int = 4) -> SamSegmenter:
+        context = Context(classes, 64, mini, checkpoint="none", seed=seed, mask_tokens=3)
+        return create(name).build(context)
+
+    one, other, binary = build(0), build(1), build(0, classes=1)
+    assert_same(one, build(0))
+    head = one.mask_decoder.class_head
+    assert head.weight.shape == (5, 32) and head.weight.std() > 0.05
+    assert not torch.equal(head.weight, other.mask_decoder.class_head.weight)
+    assert not any(torch.equal(head.weight.flatten()[:32], p.flatten()[:32]) for p in binary.parameters())
+    assert torch.equal(one.mask_decoder.mask_tokens.weight, binary.mask_decoder.mask_tokens.weight.repeat(3, 1))
+    # Everything else starts as it does for binary masks.
+    shared = {key: value for key, value in one.state_dict().items() if "class_head" not in key}
+    theirs = binary.state_dict()
+    assert shared.keys() == theirs.keys()
+    assert [key for key in theirs if "mask_tokens" not in key and not torch.equal(shared[key], theirs[key])] == []
 
 
 @pytest.mark.parametrize("write", [torch.save, save_file], ids=["pth", "safetensors"])

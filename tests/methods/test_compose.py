@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from bench.registry import UnknownName
-from methods import Context, Method, Model, create, registry
+from methods import Context, Method, Model, SamMethod, create, registry
 from methods.base import TaskLoss
 from methods.compose import Composition, ParameterError, parameters_of, version_of
 from methods.conv_lora import ConvLoRALinear
@@ -156,6 +157,27 @@ def test_decoder_only_adds_nothing_and_takes_nothing_away(
     assert not model.encoder_constant and model.backbone_needs_grad
     model.loss(model(images), model.targets(masks), task_loss).sum().backward()
     assert all(block.attn.qkv.lora_B.grad.any() for block in model.image_encoder.blocks)
+
+
+def test_a_composition_takes_several_classes_if_all_its_parts_do(mini: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    class BinaryOnly(SamMethod):
+        name: ClassVar[str] = "binary_only"
+        title: ClassVar[str] = "for binary masks"
+        several_classes: ClassVar[bool] = False
+
+        def adapt(self, sam, context: Context) -> None:
+            """Adds nothing."""
+
+    monkeypatch.setitem(registry._classes, "binary_only", BinaryOnly)
+    assert create("lora+conv_lora").several_classes
+    for name in ("binary_only", "lora+binary_only", "binary_only+lora"):
+        method = create(name)
+        assert not method.several_classes
+        assert method.build(Context(backbone=mini, checkpoint="none", image_size=64)).num_classes == 1
+        with pytest.raises(
+            ValueError, match=f"'{re.escape(name)}' is for binary masks .*not for 5 classes.*--classes 5"
+        ):
+            method.build(Context(backbone=mini, checkpoint="none", image_size=64, num_classes=5))
 
 
 def test_a_complete_model_is_no_part_of_a_composition(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 import pytest
 import torch
 from torch import nn
 
-from methods import Context, SamMethod, registry
+from methods import Context, Method, Model, Output, SamMethod, registry
 from methods.__main__ import main
-from methods.check import CHECKS, Broken, Subject, one_thread
+from methods.check import CHECKS, Broken, one_thread
+from methods.sam.build import build_segmenter
+from methods.trial import SEVERAL, Subject, task_loss
 
 # Variants are held to the promises that depend on their arithmetic.
 VARIANTS: list[tuple[str, dict[str, object]]] = [
@@ -29,13 +32,18 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("sam_adapter+lora", {}),
     ("lora+lst", {}),
 ]
-SUBJECTS = [*((name, {}) for name in registry.names()), *VARIANTS]
+SEVERAL_TOO = [*(name for name in registry.names() if registry[name].several_classes), "conv_lora+vpt"]
+SUBJECTS = [
+    *((name, {}, 1) for name in registry.names()),
+    *((name, parameters, 1) for name, parameters in VARIANTS),
+    *((name, {}, SEVERAL) for name in SEVERAL_TOO),
+]
 
 
 @pytest.fixture(scope="module", params=SUBJECTS, ids=lambda value: " ".join(map(str, value)))
 def subject(request: pytest.FixtureRequest, mini: str) -> Subject:
-    name, parameters = request.param
-    return Subject(name, parameters, backbone=mini)
+    name, parameters, num_classes = request.param
+    return Subject(name, parameters, backbone=mini, num_classes=num_classes)
 
 
 @pytest.mark.parametrize("check", CHECKS.values(), ids=CHECKS)
@@ -101,9 +109,71 @@ def test_a_broken_plugin_is_caught(fault: str, mini: str, monkeypatch: pytest.Mo
         CHECKS[FAULTS[fault]](Subject("faulty", backbone=mini))
 
 
+@pytest.mark.parametrize(
+    ("fault", "check"),
+    [
+        ("denies what it builds", "several classes are built or refused"),
+        ("refuses what it declares", "several classes are built or refused"),
+        ("one class whatever is asked", "sizes"),
+        ("no class logits", "sizes"),
+        ("a class too few", "sizes"),
+        ("a class head drawn by chance", "starts as the frozen sam"),
+    ],
+)
+def test_a_plugin_that_mishandles_several_classes_is_caught(
+    fault: str, check: str, mini: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Mishandling(Method):
+        """Broken on purpose."""
+
+        name: ClassVar[str] = "mishandling"
+        title: ClassVar[str] = "mishandling"
+        starts_as_sam: ClassVar[bool] = True
+        several_classes: ClassVar[bool] = fault != "denies what it builds"
+
+        def build(self, context: Context) -> Model:
+            if fault == "refuses what it declares" and context.num_classes > 1:
+                raise ValueError("only binary masks")
+            if fault == "one class whatever is asked":
+                context = replace(context, num_classes=1)
+            model = build_segmenter(context)
+            head = model.mask_decoder.class_head
+            if fault == "no class logits":
+                model.mask_decoder.class_head = None
+            if fault == "a class too few":
+                model.mask_decoder.class_head = nn.Linear(head.in_features, context.num_classes)
+            if fault == "a class head drawn by chance":
+                nn.init.normal_(head.weight)
+            return model
+
+    monkeypatch.setitem(registry._classes, "mishandling", Mishandling)
+    with pytest.raises(Broken), one_thread():
+        CHECKS[check](Subject("mishandling", backbone=mini, num_classes=SEVERAL))
+
+
+def test_the_loss_of_the_suite_leaves_out_what_is_ignored_and_tells_equal_queries_apart() -> None:
+    generator = torch.Generator().manual_seed(0)
+    masks = torch.randn(1, 1, 8, 8, generator=generator).repeat(2, 5, 1, 1).requires_grad_()
+    classes = torch.randn(1, 1, 4, generator=generator).repeat(2, 5, 1).requires_grad_()
+    target = torch.randint(0, 3, (2, 8, 8), generator=generator, dtype=torch.uint8)
+    target[0, :3] = 255
+    loss = task_loss(Output(masks, classes), target)
+    assert loss.shape == (2,)
+    loss.sum().backward()
+    assert not masks.grad[0, :, :3].any() and masks.grad[0, :, 3:].all() and masks.grad[1].all()
+    for query in (1, 2):
+        assert not torch.allclose(masks.grad[:, query], masks.grad[:, 0])
+        assert not torch.allclose(classes.grad[:, query], classes.grad[:, 0])
+
+
 def test_the_command_prints_a_line_for_each_check(mini: str, capsys: pytest.CaptureFixture) -> None:
     assert main(["check", "lora", "--backbone", mini]) == 0
+    binary, several = capsys.readouterr().out.split(f"lora on {SEVERAL} classes")
+    assert binary.startswith("lora on binary masks")
+    assert all(title in part for title in CHECKS for part in (binary, several))
+    assert several.endswith("lora: conforms\n")
+    assert main(["check", "sam_zero_shot", "--backbone", mini]) == 0
     shown = capsys.readouterr().out
-    assert all(title in shown for title in CHECKS) and "lora: conforms" in shown
+    assert "several classes: not tried" in shown and "sam_zero_shot: conforms" in shown
     assert main(["check", "lorra"]) == 2
     assert "Did you mean 'lora'?" in capsys.readouterr().err

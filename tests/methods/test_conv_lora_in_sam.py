@@ -46,9 +46,9 @@ def test_the_gate_is_per_window_as_released_and_per_image_in_the_paper(
 
 @pytest.mark.parametrize(("given", "classes", "weight"), [(None, 1, 1.0), (None, 3, 2.0), (0.5, 3, 0.5), (0.0, 1, 0.0)])
 def test_the_weight_of_the_balance_loss(mini: str, given: float | None, classes: int, weight: float) -> None:
-    model = build(mini)
-    create("conv_lora", {"balance_weight": given}).adapt(model, Context(backbone=mini, num_classes=classes))
-    assert model.aux_weights == {"balance": weight}
+    context = Context(num_classes=classes, backbone=mini, checkpoint="none", image_size=64)
+    assert create("conv_lora", {"balance_weight": given}).build(context).aux_weights == {"balance": weight}
+    assert create("lora+conv_lora", {"conv_lora.balance_weight": given}).build(context).aux_weights["balance"] == weight
 
 
 def test_the_balance_losses_of_all_blocks_are_summed(mini: str, batch: Callable, task_loss: TaskLoss) -> None:
@@ -58,7 +58,7 @@ def test_the_balance_losses_of_all_blocks_are_summed(mini: str, batch: Callable,
     total = sum(layer.balance_loss for layer in layers)
     assert torch.allclose(output.aux_losses["balance"], total)
     target = model.targets(masks)
-    assert torch.allclose(model.loss(output, target, task_loss), task_loss(output.masks, target) + 0.5 * total)
+    assert torch.allclose(model.loss(output, target, task_loss), task_loss(output, target) + 0.5 * total)
 
 
 @pytest.mark.parametrize("parameters", [{}, {"variant": "paper"}, {"top_k": 2}, {"routing": "sum"}])

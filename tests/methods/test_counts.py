@@ -12,9 +12,10 @@ LORA_PER_RANK = 32 * (1280 + 3840)
 CONV_LORA = 3 * LORA_PER_RANK + 32 * 8 * (9 * 3 * 3 + 3) + 32 * 2 * 3 * 8
 
 
-def on_vit_h(name: str, **parameters: object) -> Model:
+def on_vit_h(name: str, num_classes: int = 1, mask_tokens: int = 10, **parameters: object) -> Model:
     with torch.device("meta"):
-        return create(name, parameters).build(Context(backbone="vit_h", checkpoint="none"))
+        context = Context(num_classes=num_classes, mask_tokens=mask_tokens, backbone="vit_h", checkpoint="none")
+        return create(name, parameters).build(context)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +39,30 @@ def test_trainable_and_total_parameters(name: str, parameters: dict[str, object]
     model = on_vit_h(name, **parameters)
     assert model.count() == {"trainable": trainable, "total": TOTAL + trainable - DECODER}
     assert sum(p.numel() for p in model.trainable().values()) == trainable
+
+
+@pytest.mark.parametrize(
+    ("name", "parameters", "trainable"),
+    [
+        ("decoder_only", {}, 3_511_181),
+        ("lora", {}, 4_002_701),
+        ("lora", {"rank": 6}, 4_494_221),
+        ("lora", {"rank": 12}, 5_477_261),
+        ("lora", {"rank": 24}, 7_443_341),
+        ("conv_lora", {}, 4_025_741),
+        ("conv_lora+vpt", {"vpt.num_tokens": 5}, 4_230_541),
+    ],
+)
+def test_twelve_classes_with_ten_mask_tokens(name: str, parameters: dict[str, object], trainable: int) -> None:
+    """Table 11's 4.00, 4.49, 5.48 and 7.44, and table 12's 4.03 and 4.23: both were counted with this decoder."""
+    model = on_vit_h(name, 12, **parameters)
+    assert model.count() == {"trainable": trainable, "total": TOTAL + trainable - DECODER}
+
+
+@pytest.mark.parametrize(("classes", "tokens"), [(2, 1), (3, 10), (12, 7), (151, 100)])
+def test_a_class_head_and_a_row_for_each_token_are_all_that_several_classes_add(classes: int, tokens: int) -> None:
+    trainable = on_vit_h("decoder_only", classes, tokens).count()["trainable"]
+    assert trainable == DECODER + 257 * (classes + 1) + 256 * (tokens - 1)
 
 
 def test_the_unused_iou_head_is_kept_and_frozen() -> None:

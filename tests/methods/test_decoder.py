@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -35,23 +36,40 @@ def with_tokens(state: Mapping[str, Tensor], count: int) -> dict[str, Tensor]:
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("tokens", [1, 3])
+@pytest.mark.parametrize("apart", [False, True], ids=["copies", "tokens apart"])
+@pytest.mark.parametrize(("tokens", "classes"), [(1, 1), (4, 3)])
 def test_equals_segment_anything_with_as_many_tokens(
-    tokens: int, segment_anything: Callable, roughen: Callable
+    tokens: int, classes: int, apart: bool, segment_anything: Callable, roughen: Callable
 ) -> None:
     complete = roughen(parts(TINY, 128))
     theirs = segment_anything(TINY, 128, mask_tokens=tokens)
     theirs.load_state_dict(with_tokens(complete.state_dict(), tokens))
-    ours = ReducedMaskDecoder(complete["mask_decoder"], num_tokens=tokens)
+    ours = ReducedMaskDecoder(complete["mask_decoder"], tokens, classes)
+    assert torch.equal(ours.mask_tokens.weight, theirs.mask_decoder.mask_tokens.weight)
+    if apart:
+        roughen(ours.mask_tokens)
+        theirs.mask_decoder.mask_tokens.weight.copy_(ours.mask_tokens.weight)
 
     features = torch.randn(3, 128, 8, 8, generator=torch.Generator().manual_seed(4))
     positions = theirs.prompt_encoder.get_dense_pe()
     sparse, dense = theirs.prompt_encoder(points=None, boxes=None, masks=None)
-    masks, outputs = ours(features, positions, dense)
-    assert masks.shape == (3, tokens, 32, 32) and outputs.shape == (3, tokens, 128)
+    masks, class_logits = ours(features, positions, dense)
+    assert masks.shape == (3, tokens, 32, 32)
     for index in range(3):
         expected, _ = theirs.mask_decoder.predict_masks(features[index, None], positions, sparse, dense)
         assert (masks[index] - expected[0]).abs().max() <= 1e-5 * expected.abs().max()
+    if classes == 1:
+        assert class_logits is None
+        return
+    assert class_logits.shape == (3, tokens, classes + 1)
+    queries = torch.cat([theirs.mask_decoder.iou_token.weight, theirs.mask_decoder.mask_tokens.weight])[None]
+    weight, bias = ours.class_head.weight.double().numpy(), ours.class_head.bias.double().numpy()
+    for index in range(3):
+        hidden, _ = theirs.mask_decoder.transformer(features[index, None] + dense, positions, queries)
+        expected = hidden[0, 1:].double().numpy() @ weight.T + bias
+        assert np.abs(class_logits[index].numpy() - expected).max() <= 1e-5 * np.abs(expected).max()
+    between = (masks[:, 1:] - masks[:, :1]).abs().max() / masks.abs().max()
+    assert between > 1e-2 if apart else between < 1e-5
 
 
 def test_the_tokens_left_out_change_nothing(roughen: Callable) -> None:

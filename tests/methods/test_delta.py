@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -38,9 +38,11 @@ class Trained(NamedTuple):
 def trained(mini: str, tmp_path: Path, roughen: Callable) -> Callable[..., Trained]:
     """trained(name, parameters, checkpoint): a model whose trainable parameters have moved, saved."""
 
-    def make(name: str = "conv_lora", parameters: dict | None = None, checkpoint: str = "none") -> Trained:
+    def make(
+        name: str = "conv_lora", parameters: dict | None = None, checkpoint: str = "none", **classes: int
+    ) -> Trained:
         method = create(name, parameters)
-        context = Context(backbone=mini, checkpoint=checkpoint, image_size=64, seed=3)
+        context = Context(backbone=mini, checkpoint=checkpoint, image_size=64, seed=3, **classes)
         model = method.build(context)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
@@ -85,6 +87,41 @@ def test_load_gives_the_model_that_was_saved(trained: Callable, batch: Callable,
     assert torch.equal(masks(loaded, images), masks(adapter.model, images))
     for own, other in zip(loaded.parameters(), adapter.model.parameters(), strict=True):
         assert torch.equal(own, other) and own.requires_grad == other.requires_grad
+
+
+@pytest.mark.parametrize("name", ["decoder_only", "conv_lora", "lst", "full_finetune", "conv_lora+vpt"])
+def test_an_adapter_of_several_classes_answers_as_before(trained: Callable, batch: Callable, name: str) -> None:
+    adapter, images = trained(name, num_classes=5, mask_tokens=3), batch()[0]
+    loaded = load(adapter.folder)
+    assert loaded.num_classes == 5 and loaded.mask_decoder.num_tokens == 3
+    with torch.no_grad():
+        found, expected = loaded(images), adapter.model(images)
+        assert found.masks.shape == (4, 3, 64, 64) and found.classes.shape == (4, 3, 6)
+        assert torch.equal(found.masks, expected.masks) and torch.equal(found.classes, expected.classes)
+        assert torch.equal(loaded.probabilities(found), adapter.model.probabilities(expected))
+    state = load_file(adapter.folder / WEIGHTS)
+    assert {"mask_decoder.class_head.weight", "mask_decoder.class_head.bias"} <= state.keys()
+    assert state["mask_decoder.mask_tokens.weight"].shape == (3, 32)
+    assert loaded.aux_weights == ({"balance": 2.0} if "conv_lora" in name else {})
+
+
+def test_an_adapter_from_before_there_were_mask_queries_loads(trained: Callable, batch: Callable) -> None:
+    adapter, images = trained("lora"), batch()[0]
+    card = json.loads((adapter.folder / CARD).read_text())
+    del card["context"]["mask_tokens"]
+    (adapter.folder / CARD).write_text(json.dumps(card))
+    assert torch.equal(masks(load(adapter.folder), images), masks(adapter.model, images))
+
+
+@pytest.mark.parametrize(
+    ("classes", "name"),
+    [({"num_classes": 1}, "class_head"), ({"num_classes": 7}, "class_head"), ({"mask_tokens": 4}, "mask_tokens")],
+)
+def test_an_adapter_of_other_classes_is_refused(trained: Callable, classes: dict, name: str) -> None:
+    adapter = trained(num_classes=5, mask_tokens=3)
+    model = create("conv_lora").build(replace(adapter.context, **classes))
+    with pytest.raises(AdapterError, match=f"does not fit this model: .*mask_decoder.{name}"):
+        restore(model, adapter.folder)
 
 
 def test_the_file_holds_the_trained_parameters_in_float32(trained: Callable) -> None:

@@ -43,6 +43,22 @@ def test_json(capsys: pytest.CaptureFixture) -> None:
     assert all(row["share_percent"] == round(100 * row["trainable"] / row["total"], 4) for row in rows)
 
 
+def test_several_classes_add_a_class_head_and_tokens_to_all_methods_that_can(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--classes", "12", "--json"]) == 0
+    found = {row["name"]: row["trainable"] for row in json.loads(capsys.readouterr().out)}
+    assert found == {name: number + 13 * 257 + 9 * 256 for name, number in EXACT.items() if name != "sam_zero_shot"}
+    assert main(["--classes", "12", "--backbone", "tiny"]) == 0
+    shown = capsys.readouterr().out
+    assert "methods on tiny, 12 classes, 10 queries" in shown and "sam_zero_shot" not in shown
+
+
+@pytest.mark.parametrize("number", ["0", "-3"])
+def test_no_classes_are_refused(number: str, capsys: pytest.CaptureFixture) -> None:
+    with pytest.raises(SystemExit):
+        main(["--classes", number])
+    assert f"--classes {number}: 1 for binary masks" in capsys.readouterr().err
+
+
 def test_the_list_names_every_method(capsys: pytest.CaptureFixture) -> None:
     assert main(["--backbone", "vit_b"]) == 0
     shown = capsys.readouterr().out

@@ -5,13 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from methods.randomness import coin, image_keys, key, normal
+from methods.randomness import coin, image_keys, key, normal, uniform
 
 WORD = 1 << 64
 INT64 = st.integers(-(2**63), 2**63 - 1)
@@ -68,6 +69,15 @@ def test_draws_equal_python_integers_and_box_muller(start: int, salt: int) -> No
     assert draws.flatten().tolist() == pytest.approx(expected, abs=2e-6)
 
 
+@pytest.mark.parametrize("start", [0, -1, 2**63 - 1, key(3, 1, 4)])
+@pytest.mark.parametrize("salt", [0, 1 << 32])
+def test_uniform_draws_equal_python_integers(start: int, salt: int) -> None:
+    stream = splitmix64(finalise((start + key(salt)) % WORD), 6)
+    draws = uniform(torch.tensor([start]), (3, 2), salt)
+    assert draws.shape == (1, 3, 2) and draws.dtype == torch.float32
+    assert draws.flatten().tolist() == pytest.approx([((word >> 40) + 0.5) / 2**24 for word in stream], abs=2**-25)
+
+
 def test_image_keys_follow_the_images() -> None:
     keys = image_keys(7, 3, [5, 0, 5, 9])
     assert keys.dtype == torch.int64
@@ -79,9 +89,10 @@ def test_image_keys_follow_the_images() -> None:
 
 @given(st.lists(INT64, min_size=1, max_size=6), st.integers(0, 40), st.data())
 def test_a_draw_does_not_depend_on_the_batch(keys: list[int], salt: int, data) -> None:
-    together = normal(torch.tensor(keys), (2, 5), salt)
     subset = data.draw(st.lists(st.integers(0, len(keys) - 1), min_size=1, max_size=6))
-    assert torch.equal(normal(torch.tensor([keys[i] for i in subset]), (2, 5), salt), together[subset])
+    for draw in (uniform, normal):
+        together = draw(torch.tensor(keys), (2, 5), salt)
+        assert torch.equal(draw(torch.tensor([keys[i] for i in subset]), (2, 5), salt), together[subset])
 
 
 def test_a_draw_ignores_and_leaves_the_running_generator() -> None:
@@ -100,6 +111,14 @@ def test_draws_are_standard_normal() -> None:
     assert abs(stats.skew(sample)) < 4 * math.sqrt(6) * error
     assert abs(stats.kurtosis(sample)) < 4 * math.sqrt(24) * error
     assert stats.kstest(sample, "norm").pvalue > 1e-3
+
+
+def test_uniform_draws_are_uniform() -> None:
+    sample = uniform(image_keys(0, 0, range(400)), (100, 2), 0).double().numpy()
+    assert 0 < sample.min() < 1e-3 and 1 - 1e-3 < sample.max() <= 1
+    assert stats.kstest(sample.flatten(), "uniform").pvalue > 1e-3
+    cells = np.histogram2d(*sample.reshape(-1, 2).T, bins=20, range=[(0, 1), (0, 1)])[0]
+    assert stats.chisquare(cells.flatten()).pvalue > 1e-3
 
 
 def test_keys_salts_and_positions_are_independent() -> None:

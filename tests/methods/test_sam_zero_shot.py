@@ -63,6 +63,14 @@ def test_only_oracles_look_at_the_masks_and_say_so(prompt: str, mini: str, batch
         assert torch.equal(oracle.answer(images, 0 * masks).masks, plain.answer(images, masks).masks)
 
 
+@pytest.mark.parametrize("prompt", ["none", "click", "box"])
+def test_several_classes_are_refused(prompt: str) -> None:
+    method = create("sam_zero_shot", {"prompt": prompt})
+    assert not method.several_classes
+    with pytest.raises(ValueError, match="'sam_zero_shot' is for binary masks .*not for 12 classes.*--classes 12"):
+        method.build(Context(num_classes=12, checkpoint="none"))
+
+
 def test_the_innermost_point_of_a_disc_is_its_centre() -> None:
     rows, columns = np.mgrid[:40, :60]
     disc = (rows - 20) ** 2 + (columns - 31) ** 2 <= 9**2
