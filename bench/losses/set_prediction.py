@@ -2,10 +2,11 @@
 
 A segment is what has one label, the background included. Each segment is matched with the query that fits it best;
 matched queries learn its class and its mask, the others "no object". The form is that of the released code (Hugging
-Face's ``Mask2FormerLoss`` in AutoGluon) with three differences:
+Face's ``Mask2FormerLoss`` in AutoGluon), whose micro-batch of one image makes its statistics
+an image's own. What differs:
 
-* Statistics are an image's own. The release takes them over its micro-batch, which is one image, and so the same.
-* Pixels of label 255 count for nothing; the release learns them as one more class.
+* Pixels of label 255 count for nothing; the release makes a mask of them that has no class.
+* Within half a pixel of the border maps keep their outermost values; there the release fades them into zeros.
 * The masks of an image share their random points. Each still sees uniform draws, only draws of different masks are no
   longer independent. All masks are then read on one grid, and a segment's points do not depend on which query it is
   matched with.
@@ -87,7 +88,7 @@ class SetPrediction:
             return loss.where(segments > 0, 0.0)
 
     def _choose(self, masks: Tensor, target: Tensor, keys: Tensor, num_classes: int) -> tuple[Tensor, Tensor, Tensor]:
-        """C points an image, (B, C, 2), the labels there, (B, K, C), and which of them each mask is read at, (B, N, P)."""
+        """Points (B, C, 2), the labels there (B, K, C), and at which of the points each mask is read, (B, N, P)."""
         candidates, important = int(OVERSAMPLING * self.points), int(IMPORTANCE * self.points)
         points = uniform(keys, (candidates + self.points - important, 2), _SALT_LOSS)
         inside = sample_labels(target, points, num_classes)
