@@ -31,7 +31,7 @@ def test_lora_and_conv_lora_learn_eleven_classes(
 ) -> None:
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     words = ["--matrix", "camvid_small", "--only", "method=lora,conv_lora", "--only", "seed=0", "--devices", "cpu:2"]
-    words += ["--set", "max_steps=150", "--results", str(tmp_path / "results"), "--data-root", str(by_time)]
+    words += ["--set", "max_steps=200", "--results", str(tmp_path / "results"), "--data-root", str(by_time)]
     assert main(words) == 0
     reached = {cell.id: cell.result() for cell in Results(tmp_path / "results").cells()}
     assert len(reached) == 2
