@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from methods.base import Context, SamMethod, register
 from methods.conv_experts import ScaledConvolutions
+from methods.fused_experts import FusedConvolutions
 from methods.lora import LoRALinear
 from methods.randomness import normal
 from methods.routing import route
@@ -29,7 +30,7 @@ BALANCE_SCALE = 1e-2  # the factor inside the released balance loss, beside the 
 OPTIONS = {
     "routing": ("moe", "sum"),
     "gate": ("window", "image"),
-    "implementation": ("explicit",),
+    "implementation": ("fused", "explicit"),
     "variant": ("released", "paper"),
 }
 
@@ -55,8 +56,9 @@ class ConvLoRALinear(LoRALinear):
         routing: "moe" routes, "sum" adds all experts up (the paper's multi-scale variant).
         scales: the experts' scales; their number replaces ``num_experts``.
         gate: choose an expert per "window" (release) or per "image" (the paper's notation).
-        implementation: "explicit" resizes and convolves.
+        implementation: "explicit" resizes and convolves; "fused" gives the same numbers without resizing.
         variant: "released" or "paper", see the module's text.
+        grid: (height, width) of the maps it will see, for which "fused" keeps its tables ready; other sizes work too.
     """
 
     def __init__(
@@ -70,8 +72,9 @@ class ConvLoRALinear(LoRALinear):
         routing: str = "moe",
         scales: tuple[int, ...] | None = None,
         gate: str = "window",
-        implementation: str = "explicit",
+        implementation: str = "fused",
         variant: str = "released",
+        grid: tuple[int, int] | None = None,
     ) -> None:
         super().__init__(base, rank=rank, alpha=alpha)
         scales = tuple(range(1, num_experts + 1)) if scales is None else tuple(scales)
@@ -87,7 +90,10 @@ class ConvLoRALinear(LoRALinear):
         self.scaling = self.scaling if self.released else 1.0
         self.balance_scale = BALANCE_SCALE if self.released else 1.0
         self.top_k, self.gate_per_image = top_k, gate == "image"
-        self.experts = ScaledConvolutions(rank, scales, gelu=self.released)
+        if implementation == "fused":
+            self.experts = FusedConvolutions(rank, scales, gelu=self.released, grid=grid)
+        else:
+            self.experts = ScaledConvolutions(rank, scales, gelu=self.released)
         self.routed = routing == "moe" and len(scales) > 1
         if self.routed:
             self.gate = nn.Parameter(torch.zeros(rank, len(scales)))
@@ -157,6 +163,7 @@ class ConvLoRA(SamMethod):
 
     ``balance_weight`` None is the paper's: 1.0 for binary, 2.0 for multi-class segmentation.
     ``gate`` None is the variant's own: per window as released, per image as in the paper's text.
+    ``implementation`` changes speed alone.
     """
 
     title: ClassVar[str] = "Conv-LoRA"
@@ -171,6 +178,7 @@ class ConvLoRA(SamMethod):
     scales: tuple[PositiveInt, ...] | None = None
     gate: Literal["window", "image"] | None = None
     variant: Literal["released", "paper"] = "released"
+    implementation: Literal["fused", "explicit"] = "fused"
     balance_weight: NonNegativeFloat | None = None
 
     @model_validator(mode="after")
@@ -201,6 +209,8 @@ class ConvLoRA(SamMethod):
                 scales=self.scales,
                 gate=gate,
                 variant=self.variant,
+                implementation=self.implementation,
+                grid=block.attn.grid,
             )
             block.attn.qkv.salt = index
         default = 1.0 if context.num_classes == 1 else 2.0
