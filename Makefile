@@ -3,14 +3,18 @@
 #   PYTHON=python3.12   the interpreter to build on (3.11 to 3.13)
 #   SYSTEM_TORCH=1      reuse the torch and torchvision that interpreter already has
 #   DEVICES=0           what the demo runs on: a GPU, or as it is two cells side by side on the CPU
+#   PY=python3          run on an interpreter that has everything already, and make no .venv
+#   SPEED=--again       further options of python -m bench.speed for `make bench-gpu`
 
 PYTHON ?= python3
 SYSTEM_TORCH ?=
 DEVICES ?= cpu:2
 VENV := .venv
 PY := $(VENV)/bin/python
+READY = $(if $(filter $(VENV)/%,$(PY)),$(VENV)/ready)
+SPEED ?=
 
-.PHONY: demo test test-real clean
+.PHONY: demo test test-real bench-gpu clean
 
 demo: $(VENV)/ready  ## four methods on generated images, three seeds each, and the table (minutes)
 	$(PY) -m bench.run --matrix demo --devices $(DEVICES)
@@ -27,6 +31,9 @@ test: $(VENV)/ready  ## all tests; real images where BENCH_TEST_DATA names them
 test-real: $(VENV)/ready  ## the tests on real images alone
 	@test -n "$(BENCH_TEST_DATA)" || { echo "set BENCH_TEST_DATA to the folder of real samples"; exit 2; }
 	$(PY) -m pytest -k real
+
+bench-gpu: $(READY)  ## speed on the first GPU at the paper's size, beside its tables 14 and 3 (under 8 minutes)
+	$(PY) -m bench.speed --matrix speed_gpu --device cuda:0 --seconds 0.6 $(SPEED)
 
 clean:  ## remove the environment; results stay
 	rm -rf $(VENV)

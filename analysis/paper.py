@@ -129,7 +129,7 @@ def cells_of(line: Any, cells: Iterable[Any]) -> list[Any]:
     A parameter the line names must have that value, be it the default or not; all others must be at their
     defaults, which is why a cell's spec may hold no parameter the line does not name.
     """
-    wanted = _parameters(line.our_parameters)
+    wanted = parameters(line.our_parameters)
     return [
         cell
         for cell in cells
@@ -140,8 +140,8 @@ def cells_of(line: Any, cells: Iterable[Any]) -> list[Any]:
     ]
 
 
-def _parameters(text: str) -> dict[str, Any]:
-    """``rank=6`` as ``{"rank": 6}``; what is no JSON is a string."""
+def parameters(text: str) -> dict[str, Any]:
+    """A line's parameters: ``rank=6`` as ``{"rank": 6}``; what is no JSON is a string."""
     if not text:
         return {}
     key, _, value = text.partition("=")

@@ -17,6 +17,7 @@ import pandas as pd
 
 SCHEMA = 1
 DONE = "done"
+SPEED = "speed"
 SETTING_KEYS = ("backbone", "checkpoint", "image_size", "precision", "regime")
 _IDENTITY = ("kind", "method", "dataset", "seed")
 """What tells cells of one setting apart; everything else in a spec is the setting."""
@@ -64,11 +65,16 @@ class Results:
     skipped: tuple[str, ...]
 
 
-def read_results(folder: Path) -> Results:
+def read_results(folder: Path, *, needed: bool = True) -> Results:
     """All cells below ``folder / "cells"``, in the order of their ids whatever the order on disk.
 
+    Measurements of speed are left out.
+
+    Args:
+        needed: False to get empty results where no cell is done.
+
     Raises:
-        NoResults: the folder is missing or holds no done cell.
+        NoResults: the folder is missing or, where they are needed, holds no done cell.
     """
     cells_folder = folder / "cells"
     if not cells_folder.is_dir():
@@ -76,6 +82,8 @@ def read_results(folder: Path) -> Results:
     cells, scores, metrics, skipped = [], [], {}, []
     for path in sorted(p for p in cells_folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
         try:
+            if read_json(path / "cell.json")["spec"]["kind"] == SPEED:
+                continue  # read by analysis.speed
             cell, result = _read_cell(path)
             found, not_finite = _read_scores(path.name, result)
             metrics.update({key: Metric(m["label"], m["better"]) for key, m in result.get("metrics", {}).items()})
@@ -93,7 +101,7 @@ def read_results(folder: Path) -> Results:
     for plugin in ("method", "dataset"):
         versions = frame[f"{plugin}_version"]
         frame[f"old_{plugin}"] = versions < versions.groupby(frame[plugin]).transform("max")
-    if not (frame["state"] == DONE).any():
+    if needed and not (frame["state"] == DONE).any():
         raise NoResults(_nothing_done(folder, frame, skipped))
     return Results(frame, pd.DataFrame(scores, columns=list(SCORE_COLUMNS)), metrics, tuple(skipped))
 
@@ -103,15 +111,15 @@ def canonical(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"))
 
 
-def next_command(folder: Path, matrix: str = "smoke") -> str:
+def next_command(folder: Path, matrix: str = "smoke", module: str = "bench.run") -> str:
     """The command that fills ``folder``, as a sentence for a message."""
     option = "" if folder == Path("results") else f" --results {folder}"
-    return f"Next: python -m bench.run --matrix {matrix}{option}"
+    return f"Next: python -m {module} --matrix {matrix}{option}"
 
 
 def _read_cell(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """The cell's row and its ``result.json`` (empty where the cell is not done or is no accuracy cell)."""
-    record, status = _read_json(path / "cell.json"), _read_json(path / "status.json")
+    record, status = read_json(path / "cell.json"), read_json(path / "status.json")
     if record["id"] != path.name:
         raise ValueError(f"cell.json is that of {record['id']!r}: a copied or renamed folder")
     spec, method, dataset = record["spec"], record["spec"]["method"], record["spec"]["dataset"]
@@ -139,7 +147,7 @@ def _read_cell(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     if status["state"] != DONE or spec["kind"] != "accuracy":
         return cell, {}
-    result = _by_class(_read_json(path / "result.json"))
+    result = _by_class(read_json(path / "result.json"))
     cell |= {
         "resolved_parameters": result["resolved"]["method"]["parameters"],
         "title": result["resolved"]["dataset"]["title"],
@@ -208,7 +216,12 @@ def _read_scores(cell: str, result: dict[str, Any]) -> tuple[list[tuple], list[s
     return scores, not_finite
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A file of a cell's folder.
+
+    Raises:
+        ValueError: it is missing, no JSON, or of another schema.
+    """
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

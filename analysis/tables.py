@@ -13,7 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis import terminal
+from analysis import speed_tables, terminal
 from analysis.building import paper_table, plain_tables
 from analysis.latex import latex
 from analysis.layout import Table
@@ -21,8 +21,11 @@ from analysis.paper import TITLES
 from analysis.render import long_csv, markdown
 from analysis.results import NoResults, Results, next_command, read_results
 from analysis.source import sources
+from analysis.speed import read_measurements
 
 FORMATS: dict[str, Callable[[Table], str]] = {"md": markdown, "csv": long_csv, "tex": latex}
+SPEED_TABLES = {str(number) for number in speed_tables.TITLES}
+_NUMBERS = sorted({*map(str, TITLES), *SPEED_TABLES}, key=int)
 PROTOCOLS = ("paper", "literature")
 
 
@@ -62,10 +65,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     folder, formats = options.out or options.results / "tables", options.format or list(FORMATS)
     try:
-        results = read_results(options.results)
-        for line in results.skipped:
+        measured, unread = read_measurements(options.results)
+        results = read_results(options.results, needed=not measured)
+        for line in (*results.skipped, *unread):
             print(f"skipped {line}", file=sys.stderr)
-        tables = make_tables(results, protocol=options.protocol, wanted=_wanted(options, results))
+        wanted = _wanted(options, results)
+        tables = make_tables(results, protocol=options.protocol, wanted=wanted)
+        tables += speed_tables.speed_tables(measured, wanted) if not wanted or set(wanted) & SPEED_TABLES else []
         if not tables:
             raise NoResults(_nothing(options, options.table))
         absent = [name for name in options.table if name not in {table.subject for table in tables}]
@@ -89,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--out", type=Path, help="where the tables are written (default: RESULTS/tables)")
     parser.add_argument(
         "--table", action="append", default=[], metavar="NUMBER|DATASET",
-        help=f"a table of the paper ({', '.join(map(str, TITLES))}) or a dataset; may be repeated (default: all)",
+        help=f"a table of the paper ({', '.join(_NUMBERS)}) or a dataset; may be repeated (default: all)",
     )  # fmt: skip
     parser.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="how it was scored (default: paper)")
     parser.add_argument("--format", action="append", choices=list(FORMATS), help="may be repeated (default: all)")
@@ -97,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _wanted(options: argparse.Namespace, results: Results) -> list[str]:
-    known = [*map(str, TITLES), *sorted(set(results.cells["dataset"]))]
+    known = [*_NUMBERS, *sorted(set(results.cells["dataset"]))]
     for name in options.table:
         if name not in known:
             raise NoResults(
@@ -108,10 +114,10 @@ def _wanted(options: argparse.Namespace, results: Results) -> list[str]:
 
 def _nothing(options: argparse.Namespace, names: Sequence[str]) -> str:
     subject = f"table {', '.join(names)}" if names else "any table"
-    return (
-        f"no done cell below {options.results / 'cells'} belongs to {subject} under the protocol {options.protocol}. "
-        f"{next_command(options.results, 'table1')}"
-    )
+    told = f"no done cell below {options.results / 'cells'} belongs to {subject}"
+    if names and set(names) <= SPEED_TABLES:
+        return f"{told}. {next_command(options.results, f'table{names[0]}', 'bench.speed')}"
+    return f"{told} under the protocol {options.protocol}. {next_command(options.results, 'table1')}"
 
 
 if __name__ == "__main__":

@@ -113,7 +113,7 @@ def _grid(table: Table, columns: list[Column], *, with_size: bool) -> Grid:
 def _lines(table: Table, row: Row, columns: list[Column]) -> Iterator[tuple[str, str, str, str]]:
     """The lines of a row as name, size, kind and style: ours, the paper's, the difference."""
     yield row.label, row.size, "ours", "" if table.was_run(row.label, columns) else "dim"
-    if table.has_paper:
+    if any(table.entries[row.label, column].paper for column in columns):
         yield _LINES["paper"], row.paper_size, "paper", "dim"
     if any(table.entries[row.label, column].difference is not None for column in columns):
         yield _LINES["difference"], "", "difference", "dim"

@@ -13,15 +13,16 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.guard import WrongPackage, check_packages
-from bench.spec import Cell
+from bench.spec import Cell, SpeedCell, cell_of
 from bench.store import HEARTBEAT_SECONDS, AlreadyRunning, Attempt, CellFolder, Results, Revoked
+from bench.timing.clock import Pace
 
 if TYPE_CHECKING:
     from bench.training import Progress
@@ -96,14 +97,16 @@ def outcome(error: BaseException) -> tuple[str, str]:
 
 def run(folder: CellFolder, options: argparse.Namespace) -> int:
     """Claim the cell, do its work, record how it ended; returns the exit code."""
-    cell = Cell(folder.read()["spec"])
+    cell = cell_of(folder.read()["spec"])
     if cell.spec.get("imported"):
         raise ValueError(f"{cell.id} was imported and has no training; python -m bench.score --as-cell enters it anew")
     if cell.id != folder.id:
         raise ValueError(f"{folder.path} holds the cell {cell.id}; the folder was renamed or its cell.json edited")
+    if options.evaluate and isinstance(cell, SpeedCell):
+        raise ValueError(f"{cell.id} measures speed and has nothing to score; --again measures it once more")
     folder.recover()
     before = folder.status()
-    if before["state"] == "done" and not (options.evaluate or options.again):
+    if before["state"] == "done" and not (options.evaluate or options.again or options.join):
         log.info("%s is done already; --again runs it once more, --evaluate scores it again", cell.id)
         return 0
     try:
@@ -136,10 +139,7 @@ def _work(folder: CellFolder, cell: Cell, attempt: Attempt, options: argparse.Na
     reporter = Reporter(attempt, options.device)
     options.stale = before.get("stale", [])
     try:
-        # Imported under the claim: whoever looks sees that the cell is taken while torch loads.
-        from bench import work
-
-        (work.score_again if options.evaluate else work.train_and_score)(cell, attempt, options, reporter)
+        _task(cell, evaluate=options.evaluate)(cell, attempt, options, reporter)
     except Revoked as error:
         log.error("%s", error)
         return REVOKED
@@ -151,6 +151,17 @@ def _work(folder: CellFolder, cell: Cell, attempt: Attempt, options: argparse.Na
         reporter.end()
     log.info("%s done: %s", cell.id, headline(folder.result() or {}))
     return 0
+
+
+def _task(cell: Cell, *, evaluate: bool) -> Callable[[Cell, Attempt, argparse.Namespace, Reporter], None]:
+    """What is done; imported under the claim: whoever looks sees that the cell is taken while torch loads."""
+    if isinstance(cell, SpeedCell):
+        from bench.timing.work import measure
+
+        return measure
+    from bench import work
+
+    return work.score_again if evaluate else work.train_and_score
 
 
 def _record_failure(
@@ -175,12 +186,17 @@ def _record_failure(
 
 
 def headline(result: Mapping[str, Any]) -> str:
-    """The scores a dataset's tables print and what looks wrong about them, in one line."""
+    """The scores a dataset's tables print and what looks wrong about them, in one line; or the rates measured."""
+    if speed := result.get("speed"):
+        done = {"trained": speed.get("train_it_per_s"), "predicted": speed["inference_it_per_s"]}
+        return "images/s: " + ", ".join(f"{rate:.4g} {what}" for what, rate in done.items() if rate)
     keys = result.get("dataset_metrics", [])
     constants = result.get("constants", {})
     scores = [
         f"{test_set}: "
-        + ", ".join(_said(key, protocols["paper"][key]) for key in keys if not isinstance(protocols["paper"][key], list))
+        + ", ".join(
+            _said(key, protocols["paper"][key]) for key in keys if not isinstance(protocols["paper"][key], list)
+        )
         + (f" (miou_all {constants[test_set]['miou_all']:.4f} of a constant)" if test_set in constants else "")
         for test_set, protocols in result.get("scores", {}).items()
     ]
@@ -212,6 +228,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--evaluate", action="store_true", help="score the saved adapter again, train nothing")
     parser.add_argument("--again", action="store_true", help="run a cell that is done once more")
+    parser.add_argument("--join", action="store_true", help="measure speed once more: all repeats count together")
+    parser.add_argument("--repeats", type=int, default=Pace.repeats, help="how often a cell of kind speed times each")
+    parser.add_argument("--seconds", type=float, default=Pace.seconds, help="how long each of these times is")
     return parser.parse_args(words)
 
 

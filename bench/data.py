@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -24,14 +24,23 @@ from methods.randomness import coin
 
 log = logging.getLogger(__name__)
 MEMORY_BUDGET = 8 << 30
+READERS = 2
+T = TypeVar("T")
+
+Find = Callable[[Tensor], Tensor | None]
+"""Looks up what is already known of an image (3, S, S): see :meth:`bench.embeddings.Encoder.find`."""
 
 
 class Batch(NamedTuple):
-    """Images (B, 3, S, S) and masks (B, S, S), both uint8, with their indices in the split."""
+    """Images (B, 3, S, S) and masks (B, S, S), both uint8, with their indices in the split.
+
+    ``found`` holds what is known of each image, None where nothing is.
+    """
 
     images: Tensor
     masks: Tensor
     indices: list[int]
+    found: list[Tensor | None]
 
 
 class SquashedSplit:
@@ -155,13 +164,18 @@ def as_tensor(image: np.ndarray) -> Tensor:
     return torch.from_numpy(image.transpose(2, 0, 1).copy())
 
 
+def nothing(image: Tensor) -> None:
+    """A :data:`Find` that knows no image."""
+
+
 def batches(
     data: SquashedSplit,
     order: Sequence[int],
     batch_size: int,
     *,
     flips: tuple[int, int] | None = None,
-    workers: int = 2,
+    find: Find = nothing,
+    workers: int = READERS,
 ) -> Iterator[Batch]:
     """Batches in ``order``, read ahead by threads (decoding releases the interpreter's lock).
 
@@ -170,15 +184,44 @@ def batches(
         order: indices to go through.
         batch_size: images a batch; the last may hold fewer.
         flips: (seed, epoch) of random horizontal flips, None for none.
+        find: asked about each image, as it is after the flip.
         workers: reading threads.
     """
 
-    def read(index: int) -> tuple[Tensor, Tensor]:
+    def read(index: int) -> tuple[Tensor, Tensor, Tensor | None]:
         image, mask = data[index]
         if flips is not None and coin(*flips, index):
             image, mask = image[:, ::-1], mask[:, ::-1]
-        return as_tensor(image), torch.from_numpy(mask.copy())
+        pixels = as_tensor(image)
+        return pixels, torch.from_numpy(mask.copy()), find(pixels)
 
+    for indices, samples in _read_ahead(read, order, batch_size, workers):
+        images, masks, found = zip(*samples, strict=True)
+        yield Batch(torch.stack(images), torch.stack(masks), indices, list(found))
+
+
+def batches_to_score(
+    data: SquashedSplit, batch_size: int, *, find: Find = nothing, workers: int = READERS
+) -> Iterator[tuple[Batch, list[np.ndarray]]]:
+    """The split once, in its own order, each batch with its masks at their own size; arguments as for :func:`batches`.
+
+    Nothing is kept in memory.
+    """
+
+    def read(index: int) -> tuple[Tensor, Tensor, Tensor | None, np.ndarray]:
+        image, mask, native = data.with_native_mask(index)
+        pixels = as_tensor(image)
+        return pixels, torch.from_numpy(mask.copy()), find(pixels), native
+
+    for indices, samples in _read_ahead(read, range(len(data)), batch_size, workers):
+        images, masks, found, natives = zip(*samples, strict=True)
+        yield Batch(torch.stack(images), torch.stack(masks), indices, list(found)), list(natives)
+
+
+def _read_ahead(
+    read: Callable[[int], T], order: Sequence[int], batch_size: int, workers: int
+) -> Iterator[tuple[list[int], list[T]]]:
+    """The indices of each batch and what ``read`` gives for them, four batches ahead at most."""
     chunks = [list(order[i : i + batch_size]) for i in range(0, len(order), batch_size)]
     with ThreadPoolExecutor(workers) as pool:
         waiting: deque = deque()
@@ -187,7 +230,6 @@ def batches(
             for chunk in chunks:
                 while len(waiting) < 4 and (ahead := next(upcoming, None)) is not None:
                     waiting.append([pool.submit(read, index) for index in ahead])
-                pairs = [future.result() for future in waiting.popleft()]
-                yield Batch(torch.stack([i for i, _ in pairs]), torch.stack([m for _, m in pairs]), chunk)
+                yield chunk, [future.result() for future in waiting.popleft()]
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

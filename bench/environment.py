@@ -35,7 +35,7 @@ def describe(device: str) -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device) if on_gpu else f"{_processor()} ({os.cpu_count()} cores)",
+        "device": torch.cuda.get_device_name(device) if on_gpu else f"{processor()} ({os.cpu_count()} cores)",
         "threads": torch.get_num_threads(),
         "host": platform.node(),
         **git_state(),
@@ -49,7 +49,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _processor() -> str:
+def processor() -> str:
     """The processor's name as the system tells it."""
     info = Path("/proc/cpuinfo")
     for line in info.read_text().splitlines() if info.exists() else []:

@@ -7,24 +7,29 @@ Of several classes the one with the largest score is compared, decided at the si
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import chain, pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from bench.data import SquashedSplit, as_tensor
+from bench.data import Batch, SquashedSplit, batches_to_score, nothing
+from bench.embeddings import Encoder, answers_from_images
 from bench.metrics import PROTOCOLS, scores_of
+from bench.scoring import Scoring, View
 from bench.training import Machine, decided
 from datasets import Split
 from datasets.cache import Cache
-from methods.base import Model
+from methods.base import Model, Output
 
+T = TypeVar("T")
 BATCH = 4
+MOST_WORKERS = 16
 
 
 @dataclass
@@ -60,12 +65,17 @@ class Evaluation:
         return list(written)
 
 
-def to_native(probabilities: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """What metrics take at a mask's own size: probabilities (S, S) in 8 bits, of scores (K, S, S) the leading class."""
+def to_native(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
+    """At a mask's own size, in uint8: grey levels of probabilities (S, S), classes of scores (K, S, S)."""
     channels = probabilities if probabilities.dim() == 3 else probabilities[None]
     resized = F.interpolate(channels[None], size, mode="bilinear", align_corners=False)[0]
     decision = resized.argmax(0) if probabilities.dim() == 3 else (resized[0] * 255).round()
-    return decision.to(torch.uint8).cpu().numpy()
+    return decision.to(torch.uint8)
+
+
+def workers_for(machine: Machine) -> int:
+    """Processes that may score: the threads of a GPU's slot but one. A CPU's are busy predicting."""
+    return 0 if machine.device == "cpu" else min(MOST_WORKERS, torch.get_num_threads() - 1)
 
 
 @torch.no_grad()
@@ -76,6 +86,8 @@ def evaluate(
     *,
     image_size: int,
     cache: Cache | None = None,
+    encoder: Encoder | None = None,
+    workers: int | None = None,
     watch: Callable[[str, int, int], None] = lambda test_set, done, total: None,
 ) -> Evaluation:
     """Predict and score all test sets.
@@ -86,45 +98,108 @@ def evaluate(
         machine: device and precision.
         image_size: side of the model's input.
         cache: prepared samples of that size.
-        watch: called with (test set, images scored, images in all).
+        encoder: embeds the images, see :func:`bench.embeddings.encoder_of`; the model itself where none is given.
+        workers: processes that may score beside this one; None for :func:`workers_for` the machine.
+        watch: called with (test set, images predicted, images in all).
     """
     model.eval()
+    encoder = encoder or Encoder(model, machine)
+    workers = workers_for(machine) if workers is None else workers
+    tested = [_TestSet(name, split, model.num_classes) for name, split in test_sets.items()]
+    with Scoring(sum(map(len, test_sets.values())), model.num_classes, workers=workers) as scoring:
+        for test_set in tested:
+            data = SquashedSplit(test_set.split, image_size, cache=cache, num_classes=model.num_classes)
+            for predicted in _one_behind(_predictions(model, data, machine, encoder)):
+                test_set.take(predicted, scoring)
+                watch(test_set.name, len(test_set.shares), len(data))
     evaluation = Evaluation()
-    for name, split in test_sets.items():
-        data = SquashedSplit(split, image_size, cache=cache, num_classes=model.num_classes)
-        scores = {protocol: scores_of(protocol, model.num_classes) for protocol in PROTOCOLS}
-        counts: Tensor | None = None
-        shares: list[list[float]] = []
-        for start in range(0, len(split), BATCH):
-            identifiers = split.identifiers[start : start + BATCH]
-            read = [data.with_native_mask(start + offset) for offset in range(len(identifiers))]
-            images, masks, native_masks = zip(*read, strict=True)
-            pixels = torch.stack([as_tensor(image) for image in images]).to(machine.device)
-            truth = torch.from_numpy(np.stack(masks)).to(machine.device)
-            with machine.autocast():
-                output = model.answer(pixels, truth)
-            probabilities = model.probabilities(output)
-            if output.expert_counts is not None:
-                batch_counts = output.expert_counts.sum(0).cpu()
-                counts = batch_counts if counts is None else counts + batch_counts
-            shares += _shares(probabilities, model.num_classes)
-            for identifier, probability, decision, mask, native in zip(
-                identifiers, probabilities, decided(probabilities).cpu().numpy(), masks, native_masks, strict=True
-            ):
-                scores["paper"].add(identifier, decision, mask)
-                scores["literature"].add(identifier, to_native(probability, native.shape), native)
-            watch(name, start + len(identifiers), len(split))
-        evaluation.images[name] = len(split)
-        evaluation.scores[name] = {protocol: score.mean() for protocol, score in scores.items()}
-        evaluation.rows += [{"test_set": name, **row} for score in scores.values() for row in score.rows]
-        evaluation.experts += _expert_rows(name, counts)
-        evaluation.degenerate += [f"{name}: {sign}" for sign in _degenerate(shares)]
-        if model.num_classes > 1 and evaluation.scores[name]["paper"]["miou_all"] is not None:
-            label, constant = scores["paper"].best_constant()
-            evaluation.constants[name] = {"class": label, "miou_all": constant}
-            if evaluation.scores[name]["paper"]["miou_all"] <= constant:
-                evaluation.degenerate.append(f"{name}: no better than class {label} everywhere")
+    for test_set in tested:
+        test_set.enter(evaluation)
     return evaluation
+
+
+class _Predicted:
+    """A batch's predictions on their way from the device.
+
+    Nothing waits for them before :meth:`arrive`, so that the device has the next batch by then.
+
+    Attributes:
+        indices: of its images in the split.
+        counts: how often each expert was chosen, (layers, experts), on the device; None without a router.
+    """
+
+    def __init__(self, batch: Batch, natives: list[np.ndarray], output: Output, probabilities: Tensor) -> None:
+        self.indices, self._natives, self._masks = batch.indices, natives, batch.masks.numpy()
+        self.counts = None if output.expert_counts is None else output.expert_counts.sum(0)
+        sizes = [native.shape for native in natives]
+        answers = [to_native(one, size) for one, size in zip(probabilities, sizes, strict=True)]
+        on_device = [_shares(probabilities), decided(probabilities), *answers]
+        self._sent = [tensor.to("cpu", non_blocking=True) for tensor in on_device]
+        self._done = torch.cuda.Event() if probabilities.is_cuda else None
+        if self._done is not None:
+            self._done.record(torch.cuda.current_stream(probabilities.device))
+
+    def arrive(self) -> tuple[list[list[float]], list[dict[str, tuple[np.ndarray, np.ndarray]]]]:
+        """The shares of the classes in each image, and by protocol its prediction with the mask to compare."""
+        if self._done is not None:
+            self._done.synchronize()
+        shares, small, *answers = self._sent
+        compared = [
+            {"paper": (decision, mask), "literature": (answer.numpy(), native)}
+            for decision, mask, answer, native in zip(small.numpy(), self._masks, answers, self._natives, strict=True)
+        ]
+        return shares.tolist(), compared
+
+
+def _predictions(model: Model, data: SquashedSplit, machine: Machine, encoder: Encoder) -> Iterator[_Predicted]:
+    """What the model answers to each batch, on its way."""
+    oracle = answers_from_images(model)
+    for batch, natives in batches_to_score(data, BATCH, find=nothing if oracle else encoder.find):
+        with machine.autocast():
+            if oracle:
+                output = model.answer(batch.images.to(machine.device), batch.masks.to(machine.device))
+            else:
+                output = model.decode(encoder(batch.images, found=batch.found))
+        yield _Predicted(batch, natives, output, model.probabilities(output))
+
+
+def _one_behind(items: Iterable[T]) -> Iterator[T]:
+    """Each item when the next one has been made."""
+    for item, _ in pairwise(chain(items, [None])):
+        yield item
+
+
+class _TestSet:
+    """What becomes of one test set."""
+
+    def __init__(self, name: str, split: Split, num_classes: int) -> None:
+        self.name, self.split, self._num_classes = name, split, num_classes
+        self.scores = {protocol: scores_of(protocol, num_classes) for protocol in PROTOCOLS}
+        self.shares: list[list[float]] = []
+        self._counts: Tensor | None = None
+
+    def take(self, predicted: _Predicted, scoring: Scoring) -> None:
+        """Hand a batch to those who score."""
+        if predicted.counts is not None:
+            self._counts = predicted.counts if self._counts is None else self._counts + predicted.counts
+        shares, compared = predicted.arrive()
+        self.shares += shares
+        for index, protocols in zip(predicted.indices, compared, strict=True):
+            views = [View(self.scores[protocol], *arrays) for protocol, arrays in protocols.items()]
+            scoring.add(self.split.identifiers[index], views)
+
+    def enter(self, evaluation: Evaluation) -> None:
+        """Sum up, once everything is scored."""
+        name, scores = self.name, {protocol: score.mean() for protocol, score in self.scores.items()}
+        evaluation.images[name], evaluation.scores[name] = len(self.split), scores
+        evaluation.rows += [{"test_set": name, **row} for score in self.scores.values() for row in score.rows]
+        evaluation.experts += _expert_rows(name, self._counts)
+        evaluation.degenerate += [f"{name}: {sign}" for sign in _degenerate(self.shares)]
+        if self._num_classes > 1 and scores["paper"]["miou_all"] is not None:
+            label, constant = self.scores["paper"].best_constant()
+            evaluation.constants[name] = {"class": label, "miou_all": constant}
+            if scores["paper"]["miou_all"] <= constant:
+                evaluation.degenerate.append(f"{name}: no better than class {label} everywhere")
 
 
 def _expert_rows(test_set: str, counts: Tensor | None) -> list[dict[str, Any]]:
@@ -137,11 +212,12 @@ def _expert_rows(test_set: str, counts: Tensor | None) -> list[dict[str, Any]]:
     ]
 
 
-def _shares(probabilities: Tensor, num_classes: int) -> list[list[float]]:
+def _shares(probabilities: Tensor) -> Tensor:
     """The share of each image that every class is predicted for, (B, K); of binary masks background and foreground."""
-    labels = (probabilities > 0.5).long() if num_classes == 1 else probabilities.argmax(1)
-    counted = [torch.bincount(image.flatten(), minlength=max(2, num_classes)) / image.numel() for image in labels]
-    return torch.stack(counted).tolist()
+    binary = probabilities.dim() == 3
+    labels = (probabilities > 0.5).long() if binary else probabilities.argmax(1)
+    classes = range(2 if binary else probabilities.shape[1])
+    return torch.stack([(labels == label).flatten(1).sum(1) / labels[0].numel() for label in classes], dim=1)
 
 
 def _degenerate(shares: list[list[float]]) -> list[str]:

@@ -13,6 +13,7 @@ import io
 import tokenize
 from collections.abc import Iterable, Mapping
 from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +22,12 @@ from bench.spec import SCHEMA, Cell
 
 if TYPE_CHECKING:
     from datasets import Split
+    from methods import Method
 
 ROOM = Path(__file__).resolve().parent
 TRAINED_ON = ("train", "validation")
 TRAINING = ("training.py", "data.py", "losses/*.py")
+TIMING = ("training.py", "embeddings.py", "losses/*.py", "timing/clock.py", "timing/operations.py", "timing/work.py")
 EVALUATION = ("evaluation.py", "data.py", "metrics/*.py")
 
 
@@ -94,11 +97,16 @@ def _files_digest(patterns: tuple[str, ...]) -> str:
     return digest(stripped(path.read_text(encoding="utf-8")) for path in paths)
 
 
+def _method_digest(method: Method) -> str:
+    """Of all parts of a composition."""
+    parts = getattr(method, "parts", None) or (method,)
+    return digest(module_digest(type(part).__module__) for part in parts)
+
+
 def source_evidence(cell: Cell) -> dict[str, str]:
     """Digest of each component's source."""
-    parts = getattr(cell.method(), "parts", None) or (cell.method(),)
     return {
-        "method": digest(module_digest(type(part).__module__) for part in parts),
+        "method": _method_digest(cell.method()),
         "dataset": module_digest(type(cell.dataset()).__module__),
         "training": _files_digest(TRAINING),
         "evaluation": _files_digest(EVALUATION),
@@ -119,6 +127,17 @@ def collect(cell: Cell, data: Mapping[str, Any], checkpoint: str) -> dict[str, A
         "checkpoint": checkpoint,
         "source": source_evidence(cell),
     }
+
+
+def of_speed(cell: Cell, checkpoint: str) -> dict[str, Any]:
+    """All evidence of a cell that measures speed: torch's version is a part of it, data are none.
+
+    Args:
+        cell: the cell.
+        checkpoint: the checkpoint's digest.
+    """
+    source = {"method": _method_digest(cell.method()), "timing": _files_digest(TIMING)}
+    return {"checkpoint": checkpoint, "torch": metadata.version("torch"), "source": source}
 
 
 def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -12,13 +12,13 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
 from bench.regime import Regime
 from bench.registry import UnknownName
-from bench.spec import Cell, make_cell
+from bench.spec import SPEED, Cell, make_cell
 
 FOLDER = Path(__file__).resolve().parent / "matrices"
 SETTINGS = ("backbone", "checkpoint", "image_size", "precision")
@@ -42,10 +42,13 @@ class Entry(_Table):
 
 
 class Block(_Table):
-    """One ``[[cells]]`` table; what it leaves out is taken from the top of the file."""
+    """One ``[[cells]]`` table; what it leaves out is taken from the top of the file.
 
-    kind: Literal["accuracy"] = "accuracy"
-    datasets: list[str | Entry]
+    ``machine`` holds values of :class:`bench.training.Machine` for cells that measure speed; a list is an axis.
+    """
+
+    kind: Literal["accuracy", "speed"] = "accuracy"
+    datasets: list[str | Entry] = Field(default_factory=list)
     methods: list[str | Entry]
     regime: str | dict[str, Any] = Field(default_factory=dict)
     seeds: list[NonNegativeInt] | None = None
@@ -53,6 +56,16 @@ class Block(_Table):
     checkpoint: str | list[str] | None = None
     image_size: int | list[int] | None = None
     precision: str | list[str] | None = None
+    machine: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _check_kind(self) -> Self:
+        foreign = {"datasets", "seeds", "regime"} if self.kind == SPEED else {"machine"}
+        if given := sorted(foreign & self.model_fields_set):
+            raise ValueError(f"cells of kind {self.kind!r} take no {', '.join(given)}")
+        if self.kind != SPEED and "datasets" not in self.model_fields_set:
+            raise ValueError("key 'datasets' is missing")
+        return self
 
 
 class Matrix(_Table):
@@ -115,6 +128,8 @@ def _describe(error: ValidationError) -> Iterator[str]:
             yield f"unknown key {key!r}.{hint} Allowed here: {', '.join(table.model_fields)}"
         elif item["type"] == "missing":
             yield f"key {key!r} is missing"
+        elif item["type"] == "value_error":
+            yield f"{key}: {item['ctx']['error']}"
         else:
             yield f"key {key!r} = {item['input']!r}: {item['msg']}"
 
@@ -134,7 +149,9 @@ def override(matrix: Matrix, settings: Mapping[str, Any]) -> Matrix:
         fixed["seeds"] = [fixed["seeds"]]
     regime = {k: v for k, v in settings.items() if k not in top}
     blocks = [
-        block.model_dump() | {k: v for k, v in fixed.items()} | {"regime": _regime(block.regime) | regime}
+        block.model_dump(exclude_unset=True)
+        | fixed
+        | ({} if block.kind == SPEED else {"regime": _regime(block.regime) | regime})
         for block in matrix.cells
     ]
     try:
@@ -151,8 +168,8 @@ def _as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def _axes(values: Mapping[str, Any], listed: frozenset[str] = frozenset()) -> Iterator[dict[str, Any]]:
-    """All combinations; a list is an axis, except where the key takes a list: there a list of lists is."""
+def axes(values: Mapping[str, Any], listed: frozenset[str] = frozenset()) -> Iterator[dict[str, Any]]:
+    """All combinations of values; a list is an axis, except where the key takes a list: there a list of lists is."""
     choices = {
         key: value
         if isinstance(value, list) and (key not in listed or any(isinstance(v, list) for v in value))
@@ -163,7 +180,7 @@ def _axes(values: Mapping[str, Any], listed: frozenset[str] = frozenset()) -> It
         yield dict(zip(choices, combination, strict=True))
 
 
-def _entries(given: list[str | Entry], registry: Any) -> Iterator[tuple[str, dict[str, Any]]]:
+def entries(given: list[str | Entry], registry: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """(name, parameters) of each entry; ``"*"`` stands for every registered plugin that needs no parameters."""
     for entry in given:
         fields = {"name": entry} if isinstance(entry, str) else entry.model_dump()
@@ -171,7 +188,7 @@ def _entries(given: list[str | Entry], registry: Any) -> Iterator[tuple[str, dic
         for name in _as_list(fields["name"]):
             every = [one for one in registry.names() if _complete(registry[one])] if name == "*" else [name]
             for one in every:
-                for combination in _axes(parameters, _list_fields(one, registry)):
+                for combination in axes(parameters, _list_fields(one, registry)):
                     yield one, combination
 
 
@@ -215,56 +232,56 @@ def expand(matrix: Matrix, *, precision: str) -> list[Entered]:
 def _expand(matrix: Matrix, precision: str) -> list[Entered]:
     import datasets
     import methods
-    from methods.sam.checkpoints import resolve
 
     found: dict[str, tuple[int, Entered]] = {}
     for block in matrix.cells:
-        settings = {
-            key: getattr(matrix, key) if getattr(block, key) is None else getattr(block, key) for key in SETTINGS
-        }
+        if block.kind == SPEED:
+            raise MatrixError(f"cells of kind 'speed' are for python -m bench.speed --matrix {matrix.name}")
         seeds = matrix.seeds if block.seeds is None else block.seeds
         product = itertools.product(
-            _entries(block.datasets, datasets.registry),
-            _entries(block.methods, methods.registry),
-            _axes(settings),
-            [_checked_regime(regime) for regime in _axes(_regime(block.regime), LISTED)],
+            entries(block.datasets, datasets.registry),
+            entries(block.methods, methods.registry),
+            settings_of(matrix, block, precision),
+            [_checked_regime(regime) for regime in axes(_regime(block.regime), LISTED)],
             seeds,
         )
-        for (dataset, data_parameters), (method, parameters), setting, regime, seed in product:
+        for (dataset, data_parameters), (method, parameters), (setting, path), regime, seed in product:
             data_parameters = dict(data_parameters)
-            checkpoint = resolve(setting["backbone"], setting["checkpoint"])
             cell = make_cell(
                 kind=block.kind,
                 seed=seed,
                 shots=data_parameters.pop("shots", None),
                 dataset=datasets.load(dataset, **data_parameters),
                 method=methods.create(method, parameters),
-                backbone=setting["backbone"],
-                checkpoint=checkpoint.name,
-                image_size=_size(setting),
-                precision=_precision(setting["precision"], precision),
                 regime=regime,
+                **setting,
             )
             _check_fit(cell)
-            path = Path(setting["checkpoint"]).expanduser()
-            by_path = str(path.resolve()) if checkpoint.path == path else None
-            found.setdefault(cell.id, (seeds.index(seed), Entered(cell, by_path)))
+            found.setdefault(cell.id, (seeds.index(seed), Entered(cell, path)))
     if not found:
         raise MatrixError("no cells: is one of its lists empty?")
     return [entered for _, entered in sorted(found.values(), key=lambda item: item[0])]
 
 
-def _size(setting: Mapping[str, Any]) -> int:
+def settings_of(matrix: Matrix, block: Block, precision: str) -> Iterator[tuple[dict[str, Any], str | None]]:
+    """Each setting of a block as it enters a cell, and the absolute path of its checkpoint where that is given by path.
+
+    Args:
+        precision: what "auto" means.
+    """
     from methods.sam import size_of
+    from methods.sam.checkpoints import resolve
 
-    size_of(setting["backbone"]).grid(setting["image_size"])
-    return setting["image_size"]
-
-
-def _precision(given: str, automatic: str) -> str:
-    if given not in ("auto", "fp32", "bf16"):
-        raise MatrixError(f"precision {given!r} is unknown; allowed: auto, fp32, bf16")
-    return automatic if given == "auto" else given
+    given = {key: getattr(matrix, key) if getattr(block, key) is None else getattr(block, key) for key in SETTINGS}
+    for setting in axes(given):
+        if setting["precision"] not in ("auto", "fp32", "bf16"):
+            raise MatrixError(f"precision {setting['precision']!r} is unknown; allowed: auto, fp32, bf16")
+        if setting["precision"] == "auto":
+            setting["precision"] = precision
+        checkpoint, path = resolve(setting["backbone"], setting["checkpoint"]), Path(setting["checkpoint"]).expanduser()
+        size_of(setting["backbone"]).grid(setting["image_size"])
+        by_path = str(path.resolve()) if checkpoint.path == path else None
+        yield setting | {"checkpoint": checkpoint.name}, by_path
 
 
 def _checked_regime(regime: dict[str, Any]) -> dict[str, Any]:

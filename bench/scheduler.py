@@ -25,15 +25,16 @@ GRACE_SECONDS = 15.0  # for a cell to record that it was interrupted
 
 @dataclass(frozen=True)
 class CellOptions:
-    """What is passed on to every cell's process and changes no result."""
+    """What is passed on to every cell's process and changes no result; ``more`` are further words."""
 
     data_root: Path | None = None
     micro_batch: int = 0
     allow_broken: bool = False
+    more: tuple[str, ...] = ()
 
     def words(self) -> list[str]:
         """As command-line words of ``python -m bench.cell``."""
-        words = ["--allow-broken"] if self.allow_broken else []
+        words = [*self.more, *(["--allow-broken"] if self.allow_broken else [])]
         if self.data_root:
             words += ["--data-root", str(self.data_root)]
         return words + (["--micro-batch", str(self.micro_batch)] if self.micro_batch else [])

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from methods.base import Context, Method
 
 SCHEMA = 1
+SPEED = "speed"  # the kind of cells that measure speed; all others train and score
+WALL = "wall"  # the clock of a measurement
 
 
 def canonical(value: Any) -> str:
@@ -49,8 +51,11 @@ class Cell:
     @property
     def id(self) -> str:
         """``<dataset>-<method>-s<seed>-<hash8>``, safe as a folder's name."""
-        digest = hashlib.sha256(canonical(self.spec).encode()).hexdigest()[:8]
-        return f"{self.spec['dataset']['name']}-{self.spec['method']['name']}-s{self.spec['seed']}-{digest}"
+        return f"{self.spec['dataset']['name']}-{self.spec['method']['name']}-s{self.spec['seed']}-{self._hash}"
+
+    @property
+    def _hash(self) -> str:
+        return hashlib.sha256(canonical(self.spec).encode()).hexdigest()[:8]
 
     def method(self) -> Method:
         """The method with its parameters."""
@@ -101,6 +106,88 @@ class Cell:
         }
 
 
+@dataclass(frozen=True)
+class SpeedCell(Cell):
+    """One measurement of how fast a method trains and predicts on one model of device.
+
+    It has no dataset and no seed, which change no speed. How the machine computes is what is measured: the device's
+    model and the values of :class:`bench.training.Machine`, the micro-batch first, are part of it.
+    """
+
+    @property
+    def id(self) -> str:
+        """``speed-<method>-b<micro-batch>-<hash8>``."""
+        return f"speed-{self.spec['method']['name']}-b{self.spec['machine']['micro_batch']}-{self._hash}"
+
+    def regime(self) -> regimes.Regime:
+        """The released recipe, with its batch raised to the next multiple of the micro-batch."""
+        micro_batch, released = self.spec["machine"]["micro_batch"], regimes.Regime().batch_size
+        return regimes.Regime(batch_size=-(-released // micro_batch) * micro_batch)
+
+    def context(self) -> Context:
+        """The method for binary masks."""
+        from methods import Context
+
+        return Context(**{key: self.spec[key] for key in ("image_size", "backbone", "checkpoint")})
+
+    def resolved(self) -> dict[str, Any]:
+        """Every value the cell ran with, defaults included, for the record."""
+        from methods.compose import parameters_of
+
+        method = self.method()
+        return {
+            **self.spec,
+            "method": {"name": method.name, "title": method.title, "parameters": parameters_of(method)},
+            "regime": self.regime().model_dump(mode="json"),
+        }
+
+
+def cell_of(spec: dict[str, Any]) -> Cell:
+    """The cell that a recorded specification describes."""
+    return SpeedCell(spec) if spec.get("kind") == SPEED else Cell(spec)
+
+
+def _described(method: Method) -> dict[str, Any]:
+    """A method in a specification: name, version, and the parameters that are not at their defaults."""
+    from methods.compose import parameters_of, version_of
+
+    changed = parameters_of(method, changed_only=True)
+    return {"name": method.name, "version": version_of(method)} | ({"parameters": changed} if changed else {})
+
+
+def make_speed_cell(
+    *,
+    method: Method,
+    backbone: str,
+    checkpoint: str,
+    image_size: int,
+    precision: str,
+    device: str,
+    machine: Mapping[str, Any],
+    clock: str = WALL,
+) -> SpeedCell:
+    """The measurement of these choices; those that a training has too are as for :func:`make_cell`.
+
+    Args:
+        device: the model of the device, as :func:`bench.timing.surroundings.device_model` names it.
+        machine: values of :class:`bench.training.Machine`, ``micro_batch`` at least.
+        clock: "wall", or "processor" for the time of all its threads together, which other processes lengthen less.
+    """
+    return SpeedCell(
+        {
+            "kind": SPEED,
+            "method": _described(method),
+            "backbone": backbone,
+            "checkpoint": checkpoint,
+            "image_size": image_size,
+            "precision": precision,
+            "device": device,
+            "machine": dict(machine),
+            **({"clock": clock} if clock != WALL else {}),
+        }
+    )
+
+
 def make_cell(
     *,
     method: Method,
@@ -128,29 +215,20 @@ def make_cell(
         shots: labelled images per class, None for all.
         kind: what is measured.
     """
-    from methods.compose import parameters_of, version_of
-
     if shots is not None and (type(shots) is not int or shots < 1):
         raise ValueError(f"shots = {shots!r}: a positive number of images for each class, or leave it out for all")
     _, changed = regimes.resolve(dataset.recipe(shots), regime or {})
-    parts = {
-        "method": {
-            "name": method.name,
-            "version": version_of(method),
-            "parameters": parameters_of(method, changed_only=True),
-        },
-        "dataset": {
-            "name": dataset.name,
-            "version": dataset.version,
-            "shots": shots,
-            "parameters": dataset.model_dump(mode="json", exclude_defaults=True),
-        },
+    described = {
+        "name": dataset.name,
+        "version": dataset.version,
+        "shots": shots,
+        "parameters": dataset.model_dump(mode="json", exclude_defaults=True),
     }
-    parts = {part: {k: v for k, v in values.items() if v not in (None, {})} for part, values in parts.items()}
     return Cell(
         {
             "kind": kind,
-            **parts,
+            "method": _described(method),
+            "dataset": {key: value for key, value in described.items() if value not in (None, {})},
             "seed": seed,
             "backbone": backbone,
             "checkpoint": checkpoint,

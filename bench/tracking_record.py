@@ -136,7 +136,7 @@ def _tags(status: dict[str, Any], result: dict[str, Any], described: dict[str, A
         "reason": status["reason"],
         "attempt": status["attempt"],
         "method": described["method"]["name"],
-        "dataset": described["dataset"]["name"],
+        "dataset": described.get("dataset", {}).get("name"),  # measurements of speed have none
         "backbone": described.get("backbone"),  # imported scores have none
         "imported": described.get("imported"),
         "commit": f"{commit}-dirty" if commit and environment.get("dirty") else commit,

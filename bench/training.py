@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.data import SquashedSplit, batches, shuffled
+from bench.embeddings import Encoder
 from bench.losses import task_loss
 from bench.metrics import Validation, improves
 from bench.regime import Regime
@@ -100,7 +101,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def decided(probabilities: Tensor) -> Tensor:
-    """What metrics take: foreground probabilities (B, H, W) as they are, scores (B, K, H, W) as class indices in uint8."""
+    """What metrics take: foreground probabilities (B, H, W) as they are, of scores (B, K, H, W) class indices, uint8."""
     return probabilities if probabilities.dim() == 3 else probabilities.argmax(1).to(torch.uint8)
 
 
@@ -118,6 +119,7 @@ class Trainer:
         regime: the recipe.
         machine: device, precision, micro-batch.
         seed: from it, the epoch and the image's index derive order, flips and noise.
+        encoder: embeds the images, see :func:`bench.embeddings.encoder_of`; the model itself where none is given.
         watch: called with the progress at every look at the losses and at every change of stage.
         history: file that gets one JSON line an epoch; None writes none.
     """
@@ -129,10 +131,12 @@ class Trainer:
         machine: Machine,
         *,
         seed: int,
+        encoder: Encoder | None = None,
         watch: Callable[[Progress], None] = lambda progress: None,
         history: Path | None = None,
     ) -> None:
         self.model, self.regime, self.machine, self.seed = model, regime, machine, seed
+        self.encoder = encoder or Encoder(model, machine)
         self.watch, self.history = watch, history
         self.progress, self.record = Progress(), Training()
         self.task_loss = task_loss(regime)
@@ -181,7 +185,8 @@ class Trainer:
         losses: list[float] = []
         pending: list[Step] = []
         flips = (self.seed, epoch) if regime.flip else None
-        for batch in batches(train, shuffled(len(train), self.seed, epoch), regime.batch_size, flips=flips):
+        order, find = shuffled(len(train), self.seed, epoch), self.encoder.find
+        for batch in batches(train, order, regime.batch_size, flips=flips, find=find):
             if progress.step >= progress.steps:
                 break
             rate = self._set_rate()
@@ -209,7 +214,9 @@ class Trainer:
             group["lr"] = self.regime.lr * decay
         return self.regime.lr * decay
 
-    def _step(self, images: Tensor, masks: Tensor, indices: list[int]) -> tuple[Tensor, Tensor]:
+    def _step(
+        self, images: Tensor, masks: Tensor, indices: list[int], found: Sequence[Tensor | None] = ()
+    ) -> tuple[Tensor, Tensor]:
         """One optimiser step; the loss of each image, (B,), and the gradient's norm, still on the device."""
         count, device = len(indices), self.machine.device
         keys = image_keys(self.seed, self.progress.step, indices)
@@ -219,7 +226,7 @@ class Trainer:
             part = slice(start, start + size)
             own = keys[part].to(device)
             with self.machine.autocast():
-                output = self.model(images[part].to(device, non_blocking=True), own)
+                output = self.model.decode(self.encoder(images[part], own, found[part] or None))
             target = self.model.targets(masks[part].to(device, non_blocking=True))
             loss = self.model.loss(output, target, partial(self.task_loss, keys=own))
             (loss.sum() / count).backward()
@@ -248,9 +255,9 @@ class Trainer:
         """The validation metric at the cell's image size; NaN where no pixel counts."""
         self.model.eval()
         scores = Validation(self.regime.validation_metric, self.model.num_classes)
-        for batch in batches(data, range(len(data)), self.regime.batch_size):
+        for batch in batches(data, range(len(data)), self.regime.batch_size, find=self.encoder.find):
             with self.machine.autocast():
-                output = self.model(batch.images.to(self.machine.device))
+                output = self.model.decode(self.encoder(batch.images, found=batch.found))
             predicted = decided(self.model.probabilities(output)).cpu().numpy()
             for prediction, mask in zip(predicted, batch.masks.numpy(), strict=True):
                 scores.add(prediction, mask)

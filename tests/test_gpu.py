@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 
-from bench import run
+from bench import run, speed
 from bench.losses import BINARY
 from bench.losses.set_prediction import SetPrediction
 from methods import Context, create, registry
@@ -99,3 +99,15 @@ def test_a_cell_runs_on_a_gpu_in_bf16(tmp_path):
     assert record["resolved"]["precision"] == "bf16"
     assert record["environment"]["device"] == torch.cuda.get_device_name(0)
     assert record["training"]["peak_memory_bytes"] > 0
+
+
+def test_speed_is_measured_on_a_gpu(tmp_path):
+    words = ["--device", "cuda:0", "--methods", "lora", "--backbone", "tiny", "--image-size", "128", "--batch", "4"]
+    words += ["--repeats", "3", "--seconds", "0.05", "--results", str(tmp_path), "--beside-others"]
+    assert speed.main(words) == 0
+    (exported,) = (tmp_path / "speed").glob("*.json")
+    (entry,) = json.loads(exported.read_text())["measurements"].values()
+    assert entry["precision"] == "bf16"
+    assert entry["speed"]["memory"] == "allocated on the device"
+    assert entry["speed"]["train_memory_gb"] > entry["speed"]["inference_memory_gb"] > 0
+    assert 0 < entry["speed"]["train_share"] < 1

@@ -1,4 +1,4 @@
-"""Scoring against a plain loop under both protocols, signs of a collapsed model, and the files that are written."""
+"""Scoring against a plain loop under both protocols, in workers too; signs of a collapsed model; the files written."""
 
 from __future__ import annotations
 
@@ -10,7 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import methods
-from bench.evaluation import Evaluation, evaluate, to_native
+from bench import evaluation as evaluation_module
+from bench import scoring
+from bench.evaluation import MOST_WORKERS, Evaluation, evaluate, to_native, workers_for
 from bench.metrics import Scores, metrics_of
 from bench.training import Machine
 from datasets import Split
@@ -109,7 +111,7 @@ def test_the_size_of_the_counts_is_the_protocols():
 @pytest.mark.parametrize("size", [(40, 70), (16, 9), (32, 32), (2, 300)])
 def test_maps_are_brought_to_native_size(size):
     probability = torch.rand(SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    native = to_native(probability, size)
+    native = to_native(probability, size).numpy()
     assert native.dtype == np.uint8
     difference = np.abs(native.astype(int) - np.rint(bilinear(probability.numpy(), size) * 255).astype(int))
     assert difference.max() <= 1
@@ -192,3 +194,41 @@ def test_without_experts_there_is_no_table_of_them(tmp_path):
     evaluation = Evaluation(rows=[{"test_set": "test", "image": "a", "protocol": "paper", "iou": 0.5}])
     assert evaluation.write(tmp_path) == ["per_image.parquet"]
     assert [path.name for path in tmp_path.iterdir()] == ["per_image.parquet"]
+
+
+class Labels(Bright):
+    """Three classes by brightness."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_classes = 3
+
+    def probabilities(self, output: Output) -> Tensor:
+        grey = output.masks[:, 0].sigmoid()
+        return torch.stack([1 - grey, grey, 1.5 * grey.square()], dim=1)
+
+
+@pytest.mark.parametrize("kind", [Bright, Labels])
+def test_workers_change_no_bit_and_no_order(kind, monkeypatch):
+    monkeypatch.setattr(scoring, "WORTH_SECONDS", 0.0)
+    test_sets = {"many": Scenes(11), "few": Scenes(2)}
+    here, elsewhere = (evaluate(kind(), test_sets, Machine(), image_size=SIZE, workers=n) for n in (0, 1))
+    assert repr(elsewhere) == repr(here)
+    assert [row["image"] for row in elsewhere.rows[:11]] == list(Scenes(11).identifiers)
+
+
+def test_a_gpus_slot_lends_its_threads_to_scoring_and_a_cpu_needs_them(monkeypatch):
+    for threads, workers in ((1, 0), (8, 7), (64, MOST_WORKERS)):
+        monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
+        assert workers_for(Machine("cuda:0")) == workers
+        assert workers_for(Machine("cpu")) == 0
+
+
+def test_the_next_batch_is_predicted_before_one_is_waited_for(monkeypatch):
+    """So that a device computes while the host scores."""
+    events: list[str] = []
+    decode, arrive = Bright.decode, evaluation_module._Predicted.arrive
+    monkeypatch.setattr(Bright, "decode", lambda *given: events.append("predict") or decode(*given))
+    monkeypatch.setattr(evaluation_module._Predicted, "arrive", lambda self: events.append("arrive") or arrive(self))
+    evaluate(Bright(), {"test": Scenes(12)}, Machine(), image_size=SIZE)
+    assert events == ["predict", "predict", "arrive", "predict", "arrive", "arrive"]

@@ -189,7 +189,7 @@ def test_a_constant_prediction_is_called_one() -> None:
 
 def test_scores_are_decided_at_the_masks_own_size() -> None:
     scores = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
-    native = to_native(scores, (40, 23))
+    native = to_native(scores, (40, 23)).numpy()
     resized = [np.asarray(Image.fromarray(channel.numpy()).resize((23, 40), Image.BILINEAR)) for channel in scores]
     assert native.dtype == np.uint8 and native.shape == (40, 23)
     assert (native == np.argmax(resized, axis=0)).mean() > 0.98

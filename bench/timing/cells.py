@@ -1,0 +1,139 @@
+"""From a matrix file, or a command line, to cells that measure speed, and to what of them is to be measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from bench import evidence
+from bench.matrix import Block, Entered, Entry, Matrix, MatrixError, axes, entries, settings_of
+from bench.registry import UnknownName
+from bench.spec import SPEED, WALL, canonical, make_speed_cell
+from bench.store import Results
+
+REFERENCE = "lora"
+"""The method against which all others are measured."""
+
+
+def read_methods(text: str) -> list[Entry]:
+    """``lora,conv_lora:implementation=explicit:rank=6`` as entries of a matrix.
+
+    Raises:
+        MatrixError: a parameter without a value.
+    """
+    found = []
+    for word in text.split(","):
+        name, *given = word.split(":")
+        parameters: dict[str, Any] = {}
+        for assignment in given:
+            key, sign, value = assignment.partition("=")
+            if not sign:
+                raise MatrixError(f"--methods {word!r}: write METHOD:KEY=VALUE, e.g. conv_lora:implementation=explicit")
+            try:
+                parameters[key] = tomllib.loads(f"value = {value}")["value"]
+            except tomllib.TOMLDecodeError:
+                parameters[key] = value
+        found.append(Entry(name=name, **parameters))
+    return found
+
+
+def changed(matrix: Matrix, settings: Mapping[str, Any], methods: list[Entry], micro_batches: list[int]) -> Matrix:
+    """The matrix with settings, methods or micro-batches in place of its own, where any are given."""
+    blocks = []
+    for block in matrix.cells:
+        machine = block.machine | ({"micro_batch": micro_batches} if micro_batches else {})
+        update: dict[str, Any] = {**settings, "machine": machine} | ({"methods": methods} if methods else {})
+        blocks.append(block.model_copy(update=update))
+    return matrix.model_copy(update={**settings, "cells": blocks})
+
+
+def expand(matrix: Matrix, *, precision: str, device: str, clock: str = WALL) -> list[Entered]:
+    """All cells of a matrix that measures speed, duplicates once.
+
+    Args:
+        matrix: its blocks are all of kind "speed".
+        precision: what "auto" means on the device.
+        device: its model.
+        clock: as for :func:`bench.spec.make_speed_cell`.
+
+    Raises:
+        MatrixError: a name that nobody registered, a value that is not allowed, or cells of another kind.
+    """
+    found: dict[str, Entered] = {}
+    try:
+        for block in matrix.cells:
+            if block.kind != SPEED:
+                raise MatrixError(f"cells of kind {block.kind!r} are for python -m bench.run --matrix {matrix.name}")
+            for entered in _of_block(matrix, block, precision, device=device, clock=clock):
+                found.setdefault(entered.cell.id, entered)
+    except ValueError as error:
+        raise MatrixError(f"matrix {matrix.name!r}: {error}") from error
+    if not found:
+        raise MatrixError(f"matrix {matrix.name!r}: no cells: is one of its lists empty?")
+    return list(found.values())
+
+
+def _of_block(matrix: Matrix, block: Block, precision: str, **conditions: str) -> list[Entered]:
+    import methods
+
+    machines = [_checked(machine) for machine in axes({"micro_batch": 1, **block.machine})]
+    made = []
+    for setting, path in settings_of(matrix, block, precision):
+        for machine in machines:
+            for name, parameters in entries(block.methods, methods.registry):
+                method = methods.create(name, parameters)
+                cell = make_speed_cell(method=method, machine=machine, **conditions, **setting)
+                made.append(Entered(cell, path))
+    return made
+
+
+def _checked(machine: dict[str, Any]) -> dict[str, Any]:
+    from bench.training import Machine
+
+    allowed = [field.name for field in dataclasses.fields(Machine) if field.name not in ("device", "precision")]
+    for key in machine:
+        if key not in allowed:
+            raise MatrixError(str(UnknownName("machine key", key, allowed)))
+    size = machine["micro_batch"]
+    if type(size) is not int or size < 1:
+        raise MatrixError(f"micro_batch = {size!r}: a positive number of images")
+    return machine
+
+
+def reason_to_measure(entered: Entered, results: Results) -> str:
+    """Why a cell is to be measured; empty where its result was made from what is here now."""
+    from methods.sam.checkpoints import resolve
+
+    cell, folder = entered.cell, results.cell(entered.cell.id)
+    status = folder.status()
+    if status["state"] != "done":
+        return "new" if status["state"] == "planned" else f"was {status['state']}"
+    digest = resolve(cell.spec["backbone"], entered.checkpoint or cell.spec["checkpoint"]).digest()
+    differing = evidence.differing(folder.read()["evidence"], evidence.of_speed(cell, digest))
+    return f"differs in {', '.join(differing)}" if differing else ""
+
+
+def is_reference(entered: Entered) -> bool:
+    """Whether others are measured against this cell."""
+    method = entered.cell.spec["method"]
+    return method["name"] == REFERENCE and not method.get("parameters")
+
+
+def references(measured: Sequence[Entered], known: Sequence[Entered]) -> list[Entered]:
+    """Those of ``known`` against which any of ``measured`` is compared, but for themselves."""
+
+    def conditions(entered: Entered) -> str:
+        return canonical({key: value for key, value in entered.cell.spec.items() if key != "method"})
+
+    compared = {conditions(entered) for entered in measured if not is_reference(entered)}
+    return [entered for entered in known if is_reference(entered) and conditions(entered) in compared]
+
+
+def title(entered: Entered) -> str:
+    """A cell in words."""
+    spec = entered.cell.spec
+    given = [f"{key} = {value}" for key, value in spec["method"].get("parameters", {}).items()]
+    given += [f"{key.replace('_', '-')} {value}" for key, value in spec["machine"].items()]
+    return f"{spec['method']['name']} ({', '.join(given)})"
