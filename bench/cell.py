@@ -180,7 +180,7 @@ def headline(result: Mapping[str, Any]) -> str:
     constants = result.get("constants", {})
     scores = [
         f"{test_set}: "
-        + ", ".join(_said(key, protocols["paper"][key]) for key in keys if not isinstance(protocols["paper"][key], list))
+        + ", ".join(_said(key, value) for key in keys if not isinstance(value := protocols["paper"][key], list))
         + (f" (miou_all {constants[test_set]['miou_all']:.4f} of a constant)" if test_set in constants else "")
         for test_set, protocols in result.get("scores", {}).items()
     ]

@@ -100,7 +100,7 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
 
 
 def decided(probabilities: Tensor) -> Tensor:
-    """What metrics take: foreground probabilities (B, H, W) as they are, scores (B, K, H, W) as class indices in uint8."""
+    """What metrics take: foreground probabilities (B, H, W) as they are, scores (B, K, H, W) as indices in uint8."""
     return probabilities if probabilities.dim() == 3 else probabilities.argmax(1).to(torch.uint8)
 
 
