@@ -110,7 +110,7 @@ def _nothing(options: argparse.Namespace, names: Sequence[str]) -> str:
     subject = f"table {', '.join(names)}" if names else "any table"
     return (
         f"no done cell below {options.results / 'cells'} belongs to {subject} under the protocol {options.protocol}. "
-        f"{next_command(options.results, 'table1')}"
+        f"{next_command(options.results, next((f'table{name}' for name in names if name.isdecimal()), 'table1'))}"
     )
 
 

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 
 ROOM = Path(__file__).resolve().parent
 TRAINED_ON = ("train", "validation")
-TRAINING = ("training.py", "data.py", "losses/*.py")
+TRAINING = ("training.py", "data.py", "losses/__init__.py")
+BINARY_LOSS = ("losses/binary.py",)
+SEVERAL_CLASSES_LOSS = ("losses/set_prediction.py", "losses/matching.py", "losses/points.py")
 EVALUATION = ("evaluation.py", "data.py", "metrics/*.py")
 
 
@@ -97,10 +99,11 @@ def _files_digest(patterns: tuple[str, ...]) -> str:
 def source_evidence(cell: Cell) -> dict[str, str]:
     """Digest of each component's source."""
     parts = getattr(cell.method(), "parts", None) or (cell.method(),)
+    loss = BINARY_LOSS if cell.dataset().num_classes == 1 else SEVERAL_CLASSES_LOSS
     return {
         "method": digest(module_digest(type(part).__module__) for part in parts),
         "dataset": module_digest(type(cell.dataset()).__module__),
-        "training": _files_digest(TRAINING),
+        "training": _files_digest(TRAINING + loss),
         "evaluation": _files_digest(EVALUATION),
     }
 

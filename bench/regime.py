@@ -12,6 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 VERSION = 1
+SET_PREDICTION = ("mask_tokens", "loss_weights", "match_weights", "points")
+"""What only the loss of several classes reads, and what is therefore no part of other cells' identity."""
 
 
 class Regime(BaseModel):
@@ -87,5 +89,7 @@ def resolve(dataset_regime: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
     preset = PAPER_TEXT if overrides.get("preset") == "paper_text" else {}
     default = Regime(**{**preset, **dataset_regime})
     regime = Regime(**{**preset, **dataset_regime, **overrides})
-    changed = {k: v for k, v in regime.model_dump(mode="json").items() if v != default.model_dump(mode="json")[k]}
+    before, after = default.model_dump(mode="json"), regime.model_dump(mode="json")
+    unread = () if regime.loss == "set_prediction" else SET_PREDICTION
+    changed = {key: value for key, value in after.items() if value != before[key] and key not in unread}
     return regime, ({"preset": "paper_text"} | changed if preset else changed)

@@ -166,7 +166,9 @@ class Trainer:
             if improves(self.regime.validation_metric, score, record.best_validation):
                 record.best_epoch, record.best_validation = epoch, score
                 best = {name: p.detach().clone() for name, p in self.model.trainable().items()}
-            record.stopped_early = 0 < self.regime.patience <= epoch - record.best_epoch
+            # Where no pixel of a validation counts there is nothing to lose patience with.
+            waited = 0 if record.best_validation is None else epoch - record.best_epoch
+            record.stopped_early = 0 < self.regime.patience <= waited
             if record.stopped_early or progress.step >= progress.steps:
                 break
         with torch.no_grad():

@@ -106,19 +106,19 @@ class SetPrediction:
     def _assign(self, cost: Tensor, counts: Tensor) -> Tensor:
         """The label that each query answers for, (B, N) int64; K where it is none."""
         present = _present(counts.cpu().numpy(), num_classes=cost.shape[2])
-        self._warn_if_too_many(int(present.sum(1).max()), queries=cost.shape[1])
+        self._warn_if_too_many(int(present.sum(1).max()), *cost.shape[1:])
         labels = torch.from_numpy(assign(cost.cpu().numpy(), present))
         return labels.to(cost.device, non_blocking=True)
 
-    def _warn_if_too_many(self, segments: int, *, queries: int) -> None:
+    def _warn_if_too_many(self, segments: int, queries: int, num_classes: int) -> None:
         if segments > queries and not self._warned:
             self._warned = True
             log.warning(
                 "an image has %d segments, more than the model's %d mask queries: those that fit worst are not "
-                "learned from; set mask_tokens = %d or more in the regime",
+                "learned from; with mask_tokens = %d in the regime all always fit",
                 segments,
                 queries,
-                segments,
+                num_classes,
             )
 
 
