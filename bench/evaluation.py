@@ -1,8 +1,7 @@
 """Score a trained model on every test set under both protocols.
 
-``paper`` compares float probabilities with the mask squashed to the cell's image size; ``literature``
-brings the probabilities to the mask's own size, rounds them to 8 bits and compares with the mask itself.
-Of several classes the one with the largest score is compared, decided at the size at which it is compared.
+``paper`` compares with the mask squashed to the cell's image size, ``literature`` with the mask itself; what of a
+prediction is compared says :mod:`bench.prediction`.
 """
 
 from __future__ import annotations
@@ -15,11 +14,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bench.data import SquashedSplit, as_tensor
-from bench.metrics import PROTOCOLS, scores_of
-from bench.training import Machine, decided
+from bench.metrics import PROTOCOLS, ClassScores, scores_of
+from bench.prediction import at_image_size, at_mask_size, class_areas
+from bench.training import Machine
 from datasets import Split
 from datasets.cache import Cache
 from methods.base import Model
@@ -59,13 +58,15 @@ class Evaluation:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / name)
         return list(written)
 
-
-def to_native(probabilities: Tensor, size: tuple[int, int]) -> np.ndarray:
-    """What metrics take at a mask's own size: probabilities (S, S) in 8 bits, of scores (K, S, S) the leading class."""
-    channels = probabilities if probabilities.dim() == 3 else probabilities[None]
-    resized = F.interpolate(channels[None], size, mode="bilinear", align_corners=False)[0]
-    decision = resized.argmax(0) if probabilities.dim() == 3 else (resized[0] * 255).round()
-    return decision.to(torch.uint8).cpu().numpy()
+    def compare_with_constant(self, test_set: str, scores: ClassScores) -> None:
+        """Enter the best constant prediction, and a sign where the model is no better; nothing if no pixel counts."""
+        reached = self.scores[test_set]["paper"]["miou_all"]
+        if reached is None:
+            return
+        label, constant = scores.best_constant()
+        self.constants[test_set] = {"class": label, "miou_all": constant}
+        if reached <= constant:
+            self.degenerate.append(f"{test_set}: no better than class {label} everywhere")
 
 
 @torch.no_grad()
@@ -89,12 +90,12 @@ def evaluate(
         watch: called with (test set, images scored, images in all).
     """
     model.eval()
-    evaluation = Evaluation()
+    evaluation, num_classes = Evaluation(), model.num_classes
     for name, split in test_sets.items():
-        data = SquashedSplit(split, image_size, cache=cache, num_classes=model.num_classes)
-        scores = {protocol: scores_of(protocol, model.num_classes) for protocol in PROTOCOLS}
+        data = SquashedSplit(split, image_size, cache=cache, num_classes=num_classes)
+        scores = {protocol: scores_of(protocol, num_classes) for protocol in PROTOCOLS}
         counts: Tensor | None = None
-        shares: list[list[float]] = []
+        areas: list[list[int]] = []
         for start in range(0, len(split), BATCH):
             identifiers = split.identifiers[start : start + BATCH]
             read = [data.with_native_mask(start + offset) for offset in range(len(identifiers))]
@@ -107,23 +108,21 @@ def evaluate(
             if output.expert_counts is not None:
                 batch_counts = output.expert_counts.sum(0).cpu()
                 counts = batch_counts if counts is None else counts + batch_counts
-            shares += _shares(probabilities, model.num_classes)
-            for identifier, probability, decision, mask, native in zip(
-                identifiers, probabilities, decided(probabilities).cpu().numpy(), masks, native_masks, strict=True
+            predictions = at_image_size(probabilities, num_classes)
+            areas += class_areas(predictions, num_classes)
+            for identifier, probability, prediction, mask, native in zip(
+                identifiers, probabilities, predictions, masks, native_masks, strict=True
             ):
-                scores["paper"].add(identifier, decision, mask)
-                scores["literature"].add(identifier, to_native(probability, native.shape), native)
+                scores["paper"].add(identifier, prediction, mask)
+                scores["literature"].add(identifier, at_mask_size(probability, native.shape, num_classes), native)
             watch(name, start + len(identifiers), len(split))
         evaluation.images[name] = len(split)
         evaluation.scores[name] = {protocol: score.mean() for protocol, score in scores.items()}
         evaluation.rows += [{"test_set": name, **row} for score in scores.values() for row in score.rows]
         evaluation.experts += _expert_rows(name, counts)
-        evaluation.degenerate += [f"{name}: {sign}" for sign in _degenerate(shares)]
-        if model.num_classes > 1 and evaluation.scores[name]["paper"]["miou_all"] is not None:
-            label, constant = scores["paper"].best_constant()
-            evaluation.constants[name] = {"class": label, "miou_all": constant}
-            if evaluation.scores[name]["paper"]["miou_all"] <= constant:
-                evaluation.degenerate.append(f"{name}: no better than class {label} everywhere")
+        evaluation.degenerate += [f"{name}: {sign}" for sign in _degenerate(areas, num_classes)]
+        if num_classes > 1:
+            evaluation.compare_with_constant(name, scores["paper"])
     return evaluation
 
 
@@ -137,20 +136,12 @@ def _expert_rows(test_set: str, counts: Tensor | None) -> list[dict[str, Any]]:
     ]
 
 
-def _shares(probabilities: Tensor, num_classes: int) -> list[list[float]]:
-    """The share of each image that every class is predicted for, (B, K); of binary masks background and foreground."""
-    labels = (probabilities > 0.5).long() if num_classes == 1 else probabilities.argmax(1)
-    counted = [torch.bincount(image.flatten(), minlength=max(2, num_classes)) / image.numel() for image in labels]
-    return torch.stack(counted).tolist()
-
-
-def _degenerate(shares: list[list[float]]) -> list[str]:
-    """Signs of a collapsed model, from the shares of the classes in every image."""
-    binary = len(shares[0]) == 2
-    for label, of_class in enumerate(zip(*shares, strict=True)):
-        if min(of_class) == 1:
+def _degenerate(areas: list[list[int]], num_classes: int) -> list[str]:
+    """Signs of a collapsed model, from the areas of the classes in every image; all images have one size."""
+    for label, of_class in enumerate(zip(*areas, strict=True)):
+        if min(of_class) == sum(areas[0]):
             constant = ("predicts no foreground anywhere", "predicts foreground everywhere")
-            return [constant[label] if binary else f"predicts class {label} everywhere"]
-    if len(shares) > 1 and all(image == shares[0] for image in shares):
+            return [constant[label] if num_classes == 1 else f"predicts class {label} everywhere"]
+    if len(areas) > 1 and all(image == areas[0] for image in areas):
         return ["predicts the same area in every image"]
     return []

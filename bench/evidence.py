@@ -27,7 +27,7 @@ TRAINED_ON = ("train", "validation")
 TRAINING = ("training.py", "data.py", "losses/__init__.py")
 BINARY_LOSS = ("losses/binary.py",)
 SEVERAL_CLASSES_LOSS = ("losses/set_prediction.py", "losses/matching.py", "losses/points.py")
-EVALUATION = ("evaluation.py", "data.py", "metrics/*.py")
+EVALUATION = ("evaluation.py", "prediction.py", "data.py", "metrics/*.py")
 
 
 def stripped(source: str) -> str:

@@ -36,7 +36,7 @@ def check(cells: Iterable[Cell]) -> None:
 
 
 def _misfit(cell: Cell) -> str:
-    from bench.metrics import Validation
+    from bench.metrics import validation_of
 
     regime, classes = cell.regime(), cell.dataset().num_classes
     if not fits(cell):
@@ -44,7 +44,7 @@ def _misfit(cell: Cell) -> str:
     if (classes > 1) != (regime.loss == SEVERAL):
         return f"the loss {regime.loss!r} is not for them" + (f"; allowed: {SEVERAL}" if classes > 1 else "")
     try:
-        Validation(regime.validation_metric, classes)
+        validation_of(regime.validation_metric, classes)
     except ValueError as error:
         return f"the validation metric is not for them: {error}"
     return ""

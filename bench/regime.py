@@ -33,7 +33,7 @@ class Regime(BaseModel):
             trains with: the 10/5/5 of its configuration reach no code.
         match_weights: of the same three in the cost by which segments are matched to queries.
         points: sampled points an image and mask, where set prediction compares masks.
-        validation_metric: decides the best epoch; a key of ``bench.metrics.METRICS``.
+        validation_metric: decides the best epoch; a key of ``bench.metrics.metrics_of``.
         patience: epochs without a better validation before training stops, 0 for never.
         max_steps: stop after so many optimiser steps although epochs are left, 0 for no limit.
         max_train_images, max_validation_images: use a fixed random subset of so many images, 0 for all.

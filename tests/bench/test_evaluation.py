@@ -10,8 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 import methods
-from bench.evaluation import Evaluation, evaluate, to_native
+from bench.evaluation import Evaluation, evaluate
 from bench.metrics import Scores, metrics_of
+from bench.prediction import at_mask_size
 from bench.training import Machine
 from datasets import Split
 from methods import Context, Embedding, Model, Output
@@ -109,7 +110,7 @@ def test_the_size_of_the_counts_is_the_protocols():
 @pytest.mark.parametrize("size", [(40, 70), (16, 9), (32, 32), (2, 300)])
 def test_maps_are_brought_to_native_size(size):
     probability = torch.rand(SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    native = to_native(probability, size)
+    native = at_mask_size(probability, size, 1)
     assert native.dtype == np.uint8
     difference = np.abs(native.astype(int) - np.rint(bilinear(probability.numpy(), size) * 255).astype(int))
     assert difference.max() <= 1
