@@ -115,9 +115,10 @@ def _wanted(options: argparse.Namespace, results: Results) -> list[str]:
 def _nothing(options: argparse.Namespace, names: Sequence[str]) -> str:
     subject = f"table {', '.join(names)}" if names else "any table"
     told = f"no done cell below {options.results / 'cells'} belongs to {subject}"
+    matrix = next((f"table{name}" for name in names if name.isdecimal()), "table1")
     if names and set(names) <= SPEED_TABLES:
-        return f"{told}. {next_command(options.results, f'table{names[0]}', 'bench.speed')}"
-    return f"{told} under the protocol {options.protocol}. {next_command(options.results, 'table1')}"
+        return f"{told}. {next_command(options.results, matrix, 'bench.speed')}"
+    return f"{told} under the protocol {options.protocol}. {next_command(options.results, matrix)}"
 
 
 if __name__ == "__main__":

@@ -190,21 +190,18 @@ def headline(result: Mapping[str, Any]) -> str:
     if speed := result.get("speed"):
         done = {"trained": speed.get("train_it_per_s"), "predicted": speed["inference_it_per_s"]}
         return "images/s: " + ", ".join(f"{rate:.4g} {what}" for what, rate in done.items() if rate)
-    keys = result.get("dataset_metrics", [])
-    constants = result.get("constants", {})
-    scores = [
-        f"{test_set}: "
-        + ", ".join(
-            _said(key, protocols["paper"][key]) for key in keys if not isinstance(protocols["paper"][key], list)
-        )
-        + (f" (miou_all {constants[test_set]['miou_all']:.4f} of a constant)" if test_set in constants else "")
-        for test_set, protocols in result.get("scores", {}).items()
-    ]
-    return "; ".join(scores + [f"DEGENERATE, {sign}" for sign in result.get("degenerate", [])])
+    lines = []
+    for test_set, protocols in result.get("scores", {}).items():
+        values = {key: protocols["paper"][key] for key in result["dataset_metrics"]}
+        if constant := result.get("constants", {}).get(test_set):
+            values["miou_all of a constant"] = constant["miou_all"]
+        shown = (f"{key} {_said(value)}" for key, value in values.items() if not isinstance(value, list))
+        lines.append(f"{test_set}: {', '.join(shown)}")
+    return "; ".join(lines + [f"DEGENERATE, {sign}" for sign in result.get("degenerate", [])])
 
 
-def _said(key: str, value: float | None) -> str:
-    return f"{key} of no pixel" if value is None else f"{key} {value:.4f}"
+def _said(score: float | None) -> str:
+    return "of no pixel" if score is None else f"{score:.4f}"
 
 
 def parse(words: list[str] | None) -> argparse.Namespace:

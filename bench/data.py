@@ -139,10 +139,11 @@ def open_cache(cell: Cell, splits: Mapping[str, Split]) -> Cache | None:
         log.info("reads %s of %s images from the cache %s", f"{found:,}", f"{len(digests):,}", cache.folder)
         return cache
     log.info(
-        "decodes %s images; once for all cells: python -m datasets prepare %s --image-size %s",
+        "decodes %s images; once for all cells: python -m datasets prepare %s --image-size %s%s",
         f"{len(digests):,}",
         dataset.name,
         size,
+        "".join(f" --set {key}=..." for key in dataset.model_dump(exclude_defaults=True)),
     )
     return None
 

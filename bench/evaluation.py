@@ -1,8 +1,7 @@
 """Score a trained model on every test set under both protocols.
 
-``paper`` compares float probabilities with the mask squashed to the cell's image size; ``literature``
-brings the probabilities to the mask's own size, rounds them to 8 bits and compares with the mask itself.
-Of several classes the one with the largest score is compared, decided at the size at which it is compared.
+``paper`` compares with the mask squashed to the cell's image size, ``literature`` with the mask itself; what of a
+prediction is compared says :mod:`bench.prediction`.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from bench.data import Batch, SquashedSplit, batches_to_score, nothing
 from bench.embeddings import Encoder, answers_from_images
-from bench.metrics import PROTOCOLS, scores_of
+from bench.metrics import PROTOCOLS, ClassScores, scores_of
+from bench.prediction import at_image_size, at_mask_size, class_areas
 from bench.scoring import Scoring, View
-from bench.training import Machine, decided
+from bench.training import Machine
 from datasets import Split
 from datasets.cache import Cache
 from methods.base import Model, Output
@@ -64,13 +63,15 @@ class Evaluation:
             pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / name)
         return list(written)
 
-
-def to_native(probabilities: Tensor, size: tuple[int, int]) -> Tensor:
-    """At a mask's own size, in uint8: grey levels of probabilities (S, S), classes of scores (K, S, S)."""
-    channels = probabilities if probabilities.dim() == 3 else probabilities[None]
-    resized = F.interpolate(channels[None], size, mode="bilinear", align_corners=False)[0]
-    decision = resized.argmax(0) if probabilities.dim() == 3 else (resized[0] * 255).round()
-    return decision.to(torch.uint8)
+    def compare_with_constant(self, test_set: str, scores: ClassScores) -> None:
+        """Enter the best constant prediction, and a sign where the model is no better; nothing if no pixel counts."""
+        reached = self.scores[test_set]["paper"]["miou_all"]
+        if reached is None:
+            return
+        label, constant = scores.best_constant()
+        self.constants[test_set] = {"class": label, "miou_all": constant}
+        if reached <= constant:
+            self.degenerate.append(f"{test_set}: no better than class {label} everywhere")
 
 
 def workers_for(machine: Machine) -> int:
@@ -111,7 +112,7 @@ def evaluate(
             data = SquashedSplit(test_set.split, image_size, cache=cache, num_classes=model.num_classes)
             for predicted in _one_behind(_predictions(model, data, machine, encoder)):
                 test_set.take(predicted, scoring)
-                watch(test_set.name, len(test_set.shares), len(data))
+                watch(test_set.name, len(test_set.areas), len(data))
     evaluation = Evaluation()
     for test_set in tested:
         test_set.enter(evaluation)
@@ -128,27 +129,31 @@ class _Predicted:
         counts: how often each expert was chosen, (layers, experts), on the device; None without a router.
     """
 
-    def __init__(self, batch: Batch, natives: list[np.ndarray], output: Output, probabilities: Tensor) -> None:
+    def __init__(self, batch: Batch, natives: list[np.ndarray], output: Output, model: Model) -> None:
         self.indices, self._natives, self._masks = batch.indices, natives, batch.masks.numpy()
         self.counts = None if output.expert_counts is None else output.expert_counts.sum(0)
-        sizes = [native.shape for native in natives]
-        answers = [to_native(one, size) for one, size in zip(probabilities, sizes, strict=True)]
-        on_device = [_shares(probabilities), decided(probabilities), *answers]
+        self._num_classes = model.num_classes
+        probabilities = model.probabilities(output)
+        answers = [
+            at_mask_size(one, native.shape, model.num_classes)
+            for one, native in zip(probabilities, natives, strict=True)
+        ]
+        on_device = [at_image_size(probabilities, model.num_classes), *answers]
         self._sent = [tensor.to("cpu", non_blocking=True) for tensor in on_device]
         self._done = torch.cuda.Event() if probabilities.is_cuda else None
         if self._done is not None:
             self._done.record(torch.cuda.current_stream(probabilities.device))
 
-    def arrive(self) -> tuple[list[list[float]], list[dict[str, tuple[np.ndarray, np.ndarray]]]]:
-        """The shares of the classes in each image, and by protocol its prediction with the mask to compare."""
+    def arrive(self) -> tuple[list[list[int]], list[dict[str, tuple[np.ndarray, np.ndarray]]]]:
+        """The areas of the classes in each image, and by protocol its prediction with the mask to compare."""
         if self._done is not None:
             self._done.synchronize()
-        shares, small, *answers = self._sent
+        small, *large = (tensor.numpy() for tensor in self._sent)
         compared = [
-            {"paper": (decision, mask), "literature": (answer.numpy(), native)}
-            for decision, mask, answer, native in zip(small.numpy(), self._masks, answers, self._natives, strict=True)
+            {"paper": (one, mask), "literature": (answer, native)}
+            for one, mask, answer, native in zip(small, self._masks, large, self._natives, strict=True)
         ]
-        return shares.tolist(), compared
+        return class_areas(small, self._num_classes), compared
 
 
 def _predictions(model: Model, data: SquashedSplit, machine: Machine, encoder: Encoder) -> Iterator[_Predicted]:
@@ -160,7 +165,7 @@ def _predictions(model: Model, data: SquashedSplit, machine: Machine, encoder: E
                 output = model.answer(batch.images.to(machine.device), batch.masks.to(machine.device))
             else:
                 output = model.decode(encoder(batch.images, found=batch.found))
-        yield _Predicted(batch, natives, output, model.probabilities(output))
+        yield _Predicted(batch, natives, output, model)
 
 
 def _one_behind(items: Iterable[T]) -> Iterator[T]:
@@ -175,15 +180,15 @@ class _TestSet:
     def __init__(self, name: str, split: Split, num_classes: int) -> None:
         self.name, self.split, self._num_classes = name, split, num_classes
         self.scores = {protocol: scores_of(protocol, num_classes) for protocol in PROTOCOLS}
-        self.shares: list[list[float]] = []
+        self.areas: list[list[int]] = []
         self._counts: Tensor | None = None
 
     def take(self, predicted: _Predicted, scoring: Scoring) -> None:
         """Hand a batch to those who score."""
         if predicted.counts is not None:
             self._counts = predicted.counts if self._counts is None else self._counts + predicted.counts
-        shares, compared = predicted.arrive()
-        self.shares += shares
+        areas, compared = predicted.arrive()
+        self.areas += areas
         for index, protocols in zip(predicted.indices, compared, strict=True):
             views = [View(self.scores[protocol], *arrays) for protocol, arrays in protocols.items()]
             scoring.add(self.split.identifiers[index], views)
@@ -194,12 +199,9 @@ class _TestSet:
         evaluation.images[name], evaluation.scores[name] = len(self.split), scores
         evaluation.rows += [{"test_set": name, **row} for score in self.scores.values() for row in score.rows]
         evaluation.experts += _expert_rows(name, self._counts)
-        evaluation.degenerate += [f"{name}: {sign}" for sign in _degenerate(self.shares)]
-        if self._num_classes > 1 and scores["paper"]["miou_all"] is not None:
-            label, constant = self.scores["paper"].best_constant()
-            evaluation.constants[name] = {"class": label, "miou_all": constant}
-            if scores["paper"]["miou_all"] <= constant:
-                evaluation.degenerate.append(f"{name}: no better than class {label} everywhere")
+        evaluation.degenerate += [f"{name}: {sign}" for sign in _degenerate(self.areas, self._num_classes)]
+        if self._num_classes > 1:
+            evaluation.compare_with_constant(name, self.scores["paper"])
 
 
 def _expert_rows(test_set: str, counts: Tensor | None) -> list[dict[str, Any]]:
@@ -212,21 +214,12 @@ def _expert_rows(test_set: str, counts: Tensor | None) -> list[dict[str, Any]]:
     ]
 
 
-def _shares(probabilities: Tensor) -> Tensor:
-    """The share of each image that every class is predicted for, (B, K); of binary masks background and foreground."""
-    binary = probabilities.dim() == 3
-    labels = (probabilities > 0.5).long() if binary else probabilities.argmax(1)
-    classes = range(2 if binary else probabilities.shape[1])
-    return torch.stack([(labels == label).flatten(1).sum(1) / labels[0].numel() for label in classes], dim=1)
-
-
-def _degenerate(shares: list[list[float]]) -> list[str]:
-    """Signs of a collapsed model, from the shares of the classes in every image."""
-    binary = len(shares[0]) == 2
-    for label, of_class in enumerate(zip(*shares, strict=True)):
-        if min(of_class) == 1:
+def _degenerate(areas: list[list[int]], num_classes: int) -> list[str]:
+    """Signs of a collapsed model, from the areas of the classes in every image; all images have one size."""
+    for label, of_class in enumerate(zip(*areas, strict=True)):
+        if min(of_class) == sum(areas[0]):
             constant = ("predicts no foreground anywhere", "predicts foreground everywhere")
-            return [constant[label] if binary else f"predicts class {label} everywhere"]
-    if len(shares) > 1 and all(image == shares[0] for image in shares):
+            return [constant[label] if num_classes == 1 else f"predicts class {label} everywhere"]
+    if len(areas) > 1 and all(image == areas[0] for image in areas):
         return ["predicts the same area in every image"]
     return []

@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 ROOM = Path(__file__).resolve().parent
 TRAINED_ON = ("train", "validation")
-TRAINING = ("training.py", "data.py", "losses/*.py")
+TRAINING = ("training.py", "data.py", "embeddings.py", "losses/__init__.py")
+BINARY_LOSS = ("losses/binary.py",)
+SEVERAL_CLASSES_LOSS = ("losses/set_prediction.py", "losses/matching.py", "losses/points.py")
 TIMING = ("training.py", "embeddings.py", "losses/*.py", "timing/clock.py", "timing/operations.py", "timing/work.py")
-EVALUATION = ("evaluation.py", "data.py", "metrics/*.py")
+EVALUATION = ("evaluation.py", "prediction.py", "scoring.py", "data.py", "embeddings.py", "metrics/*.py")
 
 
 def stripped(source: str) -> str:
@@ -105,10 +107,11 @@ def _method_digest(method: Method) -> str:
 
 def source_evidence(cell: Cell) -> dict[str, str]:
     """Digest of each component's source."""
+    loss = BINARY_LOSS if cell.dataset().num_classes == 1 else SEVERAL_CLASSES_LOSS
     return {
         "method": _method_digest(cell.method()),
         "dataset": module_digest(type(cell.dataset()).__module__),
-        "training": _files_digest(TRAINING),
+        "training": _files_digest(TRAINING + loss),
         "evaluation": _files_digest(EVALUATION),
     }
 

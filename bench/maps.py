@@ -19,13 +19,14 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 from PIL import Image
 
-from bench.metrics import METRICS, Row, Scores, score_image
+from bench.metrics import Row, Scores, metrics_of, score_image
 from datasets import squash_map, squash_mask
-from datasets.encoding import THRESHOLD, grey
+from datasets.encoding import THRESHOLD, grey, histogram
 from datasets.pairing import Pair, list_files, pair_files
 
 MAP_SUFFIXES = (".png", ".npy", ".tif", ".tiff")
 MASK_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff")
+DARK = 30  # maps and masks of class indices hold none above it, but for one value in masks that does not count
 _LISTED = 20
 T = TypeVar("T")
 
@@ -35,11 +36,12 @@ class BadMaps(ValueError):
 
 
 class _Scored(NamedTuple):
-    """One image: what :func:`score_image` gave, and of an 8-bit map the largest value."""
+    """One image: what :func:`score_image` gave, an 8-bit map's largest value, and the values in the mask's file."""
 
     row: Row
     curve: np.ndarray
     brightest: int | None
+    levels: frozenset[int]
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,7 @@ class MapScores:
 
     def report(self) -> dict[str, Any]:
         """The scores as plain JSON values."""
-        metrics = [key for key in METRICS if key in self.rows[0]]
+        metrics = [key for key in metrics_of(self.num_classes) if key in self.rows[0]]
         return {
             "protocol": self.protocol,
             "size": self.size,
@@ -104,8 +106,8 @@ def score_folders(
     pairs, unpaired = pair_folders(predictions, masks, MAP_SUFFIXES, MASK_SUFFIXES)
     outcomes = score_pairs(pairs, partial(_score, protocol=protocol, size=size), workers)
     scores, brightest = Scores(protocol), [outcome.brightest for outcome in outcomes]
-    if None not in brightest and max(brightest) == 1:
-        raise BadMaps(f"the maps in {predictions} hold 0 and 1 only, read as grey levels of 0 to 255: multiply by 255")
+    if None not in brightest:
+        _check_levels(max(brightest), frozenset().union(*(outcome.levels for outcome in outcomes)), predictions)
     for pair, outcome in zip(pairs, outcomes, strict=True):
         scores.enter(pair.identifier, outcome.row, outcome.curve)
     return MapScores(
@@ -178,6 +180,8 @@ def read_map(path: Path) -> np.ndarray:
         with Image.open(path) as picture:
             if picture.mode.startswith("I"):
                 raise ValueError(f"integers of more than 8 bits (mode {picture.mode}); save 8-bit PNG or float .npy")
+            if picture.mode == "P" and np.ptp(np.asarray(picture.convert("RGB")), axis=-1).any():
+                raise ValueError("its palette shows colours and no grey; class indices are scored with --classes K")
             values = np.array(picture if picture.mode == "F" else picture.convert("L"))
     if values.dtype == np.uint8 and values.ndim == 2:
         return values
@@ -188,8 +192,8 @@ def read_map(path: Path) -> np.ndarray:
     return values.astype(np.float32)
 
 
-def read_mask(path: Path) -> np.ndarray:
-    """A binary mask (H, W) of uint8 0 and 1.
+def read_mask(path: Path) -> tuple[np.ndarray, frozenset[int]]:
+    """A binary mask (H, W) of uint8 0 and 1, and the values in its file, of a palette the indices.
 
     Raises:
         ValueError: it holds 0 and 1 in place of 0 and 255.
@@ -197,12 +201,13 @@ def read_mask(path: Path) -> np.ndarray:
     """
     with Image.open(path) as picture:
         levels = grey(picture)
+        stored = np.asarray(picture) if picture.mode == "P" else levels
     if 0 < levels.max() <= THRESHOLD:
         raise ValueError(
             f"not 0 and 255: largest value {levels.max()}. Multiply masks of 0 and 1 by 255; "
             "class indices are scored with --classes K"
         )
-    return (levels > THRESHOLD).astype(np.uint8)
+    return (levels > THRESHOLD).astype(np.uint8), frozenset(level for level, _ in histogram(stored))
 
 
 def pair_folders(
@@ -231,16 +236,39 @@ def pair_folders(
 
 
 def _score(pair: Pair, *, protocol: str, size: int | None) -> _Scored:
-    values, mask = read(pair.image, read_map), read(pair.mask, read_mask)
+    values, (mask, levels) = read(pair.image, read_map), read(pair.mask, read_mask)
     brightest = int(values.max()) if values.dtype == np.uint8 else None
     if size is not None:
         values, mask = squash_map(_probabilities(values), size), squash_mask(mask, size)
     check_sizes(pair, values, mask)
     values = _probabilities(values) if protocol == "paper" else _grey(values)
     try:
-        return _Scored(*score_image(values, mask, protocol), brightest)
+        return _Scored(*score_image(values, mask, protocol), brightest, levels)
     except ValueError as error:
         raise BadMaps(f"{pair.image}: {error}") from error
+
+
+def _check_levels(brightest: int, levels: frozenset[int], predictions: Path) -> None:
+    """Refuse sets whose values are no grey levels: class indices, and maps of 0 and 1.
+
+    Neither dark maps nor masks of many values are wrong alone: a model may find nothing, and JPEG leaves noise. That
+    noise lies below 255 too, where masks of indices have at most the one value that does not count.
+
+    Args:
+        brightest: the largest value in all 8-bit maps.
+        levels: the values in all masks.
+        predictions: the maps' folder.
+    """
+    ignored = [level for level in levels if level > DARK]
+    if brightest <= DARK and len(levels) > 2 and len(ignored) <= 1:
+        held = ", ".join(map(str, sorted(levels)))
+        options = " ".join(["--classes K", *(f"--ignore {level}" for level in ignored)])
+        raise BadMaps(
+            f"no map in {predictions} holds more than {brightest}, and the masks hold {held}: class indices are scored "
+            f"with {options}; binary masks have to hold 0 and 255 alone"
+        )
+    if brightest == 1:
+        raise BadMaps(f"the maps in {predictions} hold 0 and 1 only, read as grey levels of 0 to 255: multiply by 255")
 
 
 def _probabilities(values: np.ndarray) -> np.ndarray:

@@ -12,17 +12,18 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_origin
 
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
+from bench.fit import fits
 from bench.regime import Regime
 from bench.registry import UnknownName
 from bench.spec import SPEED, Cell, make_cell
 
 FOLDER = Path(__file__).resolve().parent / "matrices"
 SETTINGS = ("backbone", "checkpoint", "image_size", "precision")
-LISTED = frozenset(key for key, info in Regime.model_fields.items() if "tuple" in str(info.annotation))
+LISTED = frozenset(key for key, info in Regime.model_fields.items() if get_origin(info.annotation) is tuple)
 FILTERS = ("dataset", "method", "seed", "backbone", "kind")
 
 
@@ -180,8 +181,11 @@ def axes(values: Mapping[str, Any], listed: frozenset[str] = frozenset()) -> Ite
         yield dict(zip(choices, combination, strict=True))
 
 
-def entries(given: list[str | Entry], registry: Any) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(name, parameters) of each entry; ``"*"`` stands for every registered plugin that needs no parameters."""
+def entries(given: list[str | Entry], registry: Any) -> Iterator[tuple[str, dict[str, Any], bool]]:
+    """(name, parameters, whether it was not named) of each entry.
+
+    ``"*"`` names nothing and stands for every registered plugin that needs no parameters.
+    """
     for entry in given:
         fields = {"name": entry} if isinstance(entry, str) else entry.model_dump()
         parameters = {k: v for k, v in fields.items() if k != "name"}
@@ -189,7 +193,7 @@ def entries(given: list[str | Entry], registry: Any) -> Iterator[tuple[str, dict
             every = [one for one in registry.names() if _complete(registry[one])] if name == "*" else [name]
             for one in every:
                 for combination in axes(parameters, _list_fields(one, registry)):
-                    yield one, combination
+                    yield one, combination, name == "*"
 
 
 def _complete(plugin: type[BaseModel]) -> bool:
@@ -245,7 +249,7 @@ def _expand(matrix: Matrix, precision: str) -> list[Entered]:
             [_checked_regime(regime) for regime in axes(_regime(block.regime), LISTED)],
             seeds,
         )
-        for (dataset, data_parameters), (method, parameters), (setting, path), regime, seed in product:
+        for (dataset, data_parameters, _), (method, parameters, unnamed), (setting, path), regime, seed in product:
             data_parameters = dict(data_parameters)
             cell = make_cell(
                 kind=block.kind,
@@ -256,8 +260,8 @@ def _expand(matrix: Matrix, precision: str) -> list[Entered]:
                 regime=regime,
                 **setting,
             )
-            _check_fit(cell)
-            found.setdefault(cell.id, (seeds.index(seed), Entered(cell, path)))
+            if not unnamed or fits(cell):
+                found.setdefault(cell.id, (seeds.index(seed), Entered(cell, path)))
     if not found:
         raise MatrixError("no cells: is one of its lists empty?")
     return [entered for _, entered in sorted(found.values(), key=lambda item: item[0])]
@@ -294,25 +298,6 @@ def _checked_regime(regime: dict[str, Any]) -> dict[str, Any]:
     except ValidationError as error:
         raise MatrixError("\n".join(f"regime: {line}" for line in _describe(error))) from None
     return regime
-
-
-def _check_fit(cell: Cell) -> None:
-    """Refuse a method, loss or validation metric that is not made for the number of classes of the cell's dataset."""
-    from bench.losses import SEVERAL
-    from bench.metrics import Validation
-
-    dataset, method, regime = cell.dataset(), cell.method(), cell.regime()
-    several = dataset.num_classes > 1
-    classes = f"dataset {dataset.name!r} has {f'{dataset.num_classes} classes' if several else 'binary masks'}"
-    if several and not method.several_classes:
-        raise MatrixError(f"{classes}, and method {method.name!r} is for binary masks only; leave one of them out")
-    if several != (regime.loss == SEVERAL):
-        remedy = f"allowed: {SEVERAL}" if several else f"{SEVERAL} is for several classes"
-        raise MatrixError(f"{classes}, which the loss {regime.loss!r} is not for; {remedy}")
-    try:
-        Validation(regime.validation_metric, dataset.num_classes)
-    except ValueError as error:
-        raise MatrixError(f"{classes}, which the validation metric is not for: {error}") from None
 
 
 def select(entered: list[Entered], filters: Mapping[str, list[str]]) -> list[Entered]:

@@ -12,6 +12,8 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
 VERSION = 1
+SET_PREDICTION = ("mask_tokens", "loss_weights", "match_weights", "points")
+"""What only the loss of several classes reads, and what is therefore no part of other cells' identity."""
 
 
 class Regime(BaseModel):
@@ -31,7 +33,7 @@ class Regime(BaseModel):
             trains with: the 10/5/5 of its configuration reach no code.
         match_weights: of the same three in the cost by which segments are matched to queries.
         points: sampled points an image and mask, where set prediction compares masks.
-        validation_metric: decides the best epoch; a key of ``bench.metrics.METRICS``.
+        validation_metric: decides the best epoch; a key of ``bench.metrics.metrics_of``.
         patience: epochs without a better validation before training stops, 0 for never.
         max_steps: stop after so many optimiser steps although epochs are left, 0 for no limit.
         max_train_images, max_validation_images: use a fixed random subset of so many images, 0 for all.
@@ -87,5 +89,7 @@ def resolve(dataset_regime: Mapping[str, Any], overrides: Mapping[str, Any]) -> 
     preset = PAPER_TEXT if overrides.get("preset") == "paper_text" else {}
     default = Regime(**{**preset, **dataset_regime})
     regime = Regime(**{**preset, **dataset_regime, **overrides})
-    changed = {k: v for k, v in regime.model_dump(mode="json").items() if v != default.model_dump(mode="json")[k]}
+    before, after = default.model_dump(mode="json"), regime.model_dump(mode="json")
+    unread = () if regime.loss == "set_prediction" else SET_PREDICTION
+    changed = {key: value for key, value in after.items() if value != before[key] and key not in unread}
     return regime, ({"preset": "paper_text"} | changed if preset else changed)

@@ -17,6 +17,7 @@ from typing import Any
 
 from rich.console import Console
 
+from bench import fit
 from bench import matrix as matrices
 from bench.guard import check_packages
 
@@ -211,6 +212,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
 
     places = devices.slots(options.devices)
     entered = matrices.select(matrices.expand(chosen, precision=devices.precision_for(places)), filters(options.only))
+    fit.check(item.cell for item in entered)
     results = Results(options.results)
     plan = planning.make(
         entered, results, data_root=options.data_root, allow_broken=options.allow_broken, rerun=options.rerun

@@ -22,7 +22,7 @@ MLFLOW_STATUS = {
     "done": "FINISHED", "failed": "FAILED", "oom": "FAILED", "timeout": "FAILED", "interrupted": "KILLED",
 }  # fmt: skip
 EPOCH_METRICS = ("loss", "aux", "validation", "lr", "images_per_second")
-FINAL_METRICS = ("parameters", "training", "images", "speed")
+FINAL_METRICS = ("parameters", "training", "images", "constants", "speed")
 CARDS = ("cell.json", "status.json")
 PRODUCTS = ("result.json", "history.jsonl", "log.txt", "adapter.json", "adapter.safetensors")
 LARGEST_ARTIFACT = 64 * 2**20  # bytes

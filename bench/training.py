@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from bench.data import SquashedSplit, batches, shuffled
 from bench.embeddings import Encoder
 from bench.losses import task_loss
-from bench.metrics import Validation, improves
+from bench.metrics import metrics_of, validation_of
+from bench.prediction import at_image_size
 from bench.regime import Regime
 from methods.base import Model
 from methods.randomness import image_keys
@@ -100,11 +101,6 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, An
     return [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
 
 
-def decided(probabilities: Tensor) -> Tensor:
-    """What metrics take: foreground probabilities (B, H, W) as they are, of scores (B, K, H, W) class indices, uint8."""
-    return probabilities if probabilities.dim() == 3 else probabilities.argmax(1).to(torch.uint8)
-
-
 def total_steps(images: int, regime: Regime) -> int:
     """Optimiser steps of a full run."""
     steps = math.ceil(images / regime.batch_size) * regime.epochs
@@ -167,10 +163,13 @@ class Trainer:
             self._write(line)
             record.epochs, record.steps, record.last_loss = epoch, progress.step, line["loss"]
             record.first_loss = line["loss"] if epoch == 1 else record.first_loss
-            if improves(self.regime.validation_metric, score, record.best_validation):
+            metric = metrics_of(self.model.num_classes)[self.regime.validation_metric]
+            if metric.improves(score, record.best_validation):
                 record.best_epoch, record.best_validation = epoch, score
                 best = {name: p.detach().clone() for name, p in self.model.trainable().items()}
-            record.stopped_early = 0 < self.regime.patience <= epoch - record.best_epoch
+            # Where no pixel of a validation counts there is nothing to lose patience with.
+            waited = 0 if record.best_validation is None else epoch - record.best_epoch
+            record.stopped_early = 0 < self.regime.patience <= waited
             if record.stopped_early or progress.step >= progress.steps:
                 break
         with torch.no_grad():
@@ -254,12 +253,13 @@ class Trainer:
     def validate(self, data: SquashedSplit) -> float:
         """The validation metric at the cell's image size; NaN where no pixel counts."""
         self.model.eval()
-        scores = Validation(self.regime.validation_metric, self.model.num_classes)
+        num_classes = self.model.num_classes
+        scores = validation_of(self.regime.validation_metric, num_classes)
         for batch in batches(data, range(len(data)), self.regime.batch_size, find=self.encoder.find):
             with self.machine.autocast():
                 output = self.model.decode(self.encoder(batch.images, found=batch.found))
-            predicted = decided(self.model.probabilities(output)).cpu().numpy()
-            for prediction, mask in zip(predicted, batch.masks.numpy(), strict=True):
+            predictions = at_image_size(self.model.probabilities(output), num_classes).cpu().numpy()
+            for prediction, mask in zip(predictions, batch.masks.numpy(), strict=True):
                 scores.add(prediction, mask)
         return scores.value()
 

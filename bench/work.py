@@ -71,6 +71,8 @@ def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, w
         kind = {"cache": cache, "num_classes": context.num_classes}
         record = trainer.fit(*(SquashedSplit(split, context.image_size, **kind) for split in used))
     scored, evaluation = _score(cell, model, splits, cache, machine, watcher)
+    if record.epochs and record.best_validation is None:
+        scored["degenerate"].append("no pixel of a validation counts: the last epoch was taken")
     if record.epochs > 1 and record.first_loss == record.last_loss:
         scored["degenerate"].append("the training loss never moved")
 

@@ -233,8 +233,9 @@ def indexed(
 
 
 def valued(values: Mapping[int, int], *, levels: Callable[[Image.Image], np.ndarray] = grey) -> Encoding:
-    """Some levels stand for a class each, and no other occurs: ``{0: 0, 128: 1, 255: 2}``."""
-    named = ", ".join(f"{level} is class {label}" for level, label in values.items())
+    """Some levels stand for a class or for :data:`IGNORE`, and no other occurs: ``{0: 0, 128: 1, 255: 2}``."""
+    meanings = {label: "ignored" if label == IGNORE else f"class {label}" for label in values.values()}
+    named = ", ".join(f"{level} is {meanings[label]}" for level, label in values.items())
     return Encoding(levels, _table_of(values), named)
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
+import statistics
 from pathlib import Path
 
 import numpy as np
@@ -61,3 +64,40 @@ def test_every_bundled_matrix_is_in_the_readme():
     from bench import matrix
 
     assert all(f"`{name}`" in README.read_text(encoding="utf-8") for name in matrix.names())
+
+
+PUBLISHED = README.parent / "results" / "published" / "isic_small"
+
+
+def test_the_quoted_scores_are_the_published_ones():
+    from analysis.render import paper_pieces, pieces
+    from analysis.results import read_results
+    from analysis.tables import make_tables
+
+    (table,) = make_tables(read_results(PUBLISHED), wanted=["1"])
+    columns = [column for column in table.columns if column.data == "isic2017"]
+    text = README.read_text(encoding="utf-8")
+    rows = [row.label for row in table.rows if table.entries[row.label, columns[0]].ours]
+    assert len(rows) == 10
+    for row in rows:
+        entries = [(table.entries[row, column], column) for column in columns]
+        numbers = ["".join(pieces(*entry)) for entry in entries] + [
+            "".join(paper_pieces(entry)) for entry, _ in entries
+        ]
+        assert f"| {row} | {' | '.join(numbers)} |" in text
+
+
+def test_the_quoted_pairs_are_the_published_ones():
+    scores: dict[str, dict[int, float]] = {}
+    for path in PUBLISHED.glob("cells/*/result.json"):
+        result = json.loads(path.read_text())
+        own = scores.setdefault(result["resolved"]["method"]["title"], {})
+        own[result["resolved"]["seed"]] = 100 * result["scores"]["test"]["paper"]["iou"]
+    base = scores.pop("Decoder-only")
+    text = " ".join(README.read_text(encoding="utf-8").split())
+    assert len(scores) == 9
+    for method, own in scores.items():
+        pairs = [own[seed] - base[seed] for seed in base]
+        error = statistics.stdev(pairs) / math.sqrt(len(pairs))
+        words = "from scratch" if method == "scratch" else method
+        assert f"{words} {statistics.mean(pairs):.2f} ± {error:.2f}" in text, method

@@ -23,12 +23,11 @@ BINARY: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
     "structure_weighted": structure_weighted,
     "balanced_bce": balanced_bce,
 }
-SEVERAL = "set_prediction"
 
 
 def task_loss(regime: Regime) -> Loss:
     """The loss that a regime names."""
-    if regime.loss == SEVERAL:
+    if regime.loss == "set_prediction":
         return SetPrediction(points=regime.points, loss_weights=regime.loss_weights, match_weights=regime.match_weights)
     binary = BINARY[regime.loss]
     return lambda output, target, keys: binary(output.masks, target)

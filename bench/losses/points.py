@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-IGNORED = 255
-
 
 def sample(maps: Tensor, points: Tensor) -> Tensor:
     """Values (B, C, P) of ``maps`` (B, C, H, W) at ``points`` (B, P, 2)."""
@@ -28,7 +26,7 @@ def sample_labels(target: Tensor, points: Tensor, num_classes: int) -> Tensor:
     v of a point, and a label's share of the sum is the value t of its mask there: what is returned is v * t.
 
     Args:
-        target: (B, H, W) uint8, labels below K and ``IGNORED``.
+        target: (B, H, W) uint8, labels below K and :data:`datasets.IGNORE`.
         points: (B, P, 2).
         num_classes: K.
     """

@@ -24,7 +24,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.losses.matching import assign, label_counts, match_cost
-from bench.losses.points import IGNORED, most_uncertain, sample, sample_labels
+from bench.losses.points import most_uncertain, sample, sample_labels
+from datasets import IGNORE
 from methods.base import Output
 from methods.randomness import uniform
 
@@ -82,7 +83,7 @@ class SetPrediction:
                 labels = self._assign(cost, counts)
             class_loss = _class_loss(classes, labels)
             cross_entropy, dice = _mask_losses(masks, labels, points, inside, chosen)
-            segments = (counts[:, :IGNORED] > 0).sum(1)
+            segments = (counts[:, :IGNORE] > 0).sum(1)
             on_class, on_mask, on_dice = self.loss_weights
             loss = on_class * class_loss + (on_mask * cross_entropy + on_dice * dice) / segments.clamp(min=1)
             return loss.where(segments > 0, 0.0)
@@ -106,19 +107,19 @@ class SetPrediction:
     def _assign(self, cost: Tensor, counts: Tensor) -> Tensor:
         """The label that each query answers for, (B, N) int64; K where it is none."""
         present = _present(counts.cpu().numpy(), num_classes=cost.shape[2])
-        self._warn_if_too_many(int(present.sum(1).max()), queries=cost.shape[1])
+        self._warn_if_too_many(int(present.sum(1).max()), *cost.shape[1:])
         labels = torch.from_numpy(assign(cost.cpu().numpy(), present))
         return labels.to(cost.device, non_blocking=True)
 
-    def _warn_if_too_many(self, segments: int, *, queries: int) -> None:
+    def _warn_if_too_many(self, segments: int, queries: int, num_classes: int) -> None:
         if segments > queries and not self._warned:
             self._warned = True
             log.warning(
                 "an image has %d segments, more than the model's %d mask queries: those that fit worst are not "
-                "learned from; set mask_tokens = %d or more in the regime",
+                "learned from; with mask_tokens = %d in the regime all always fit",
                 segments,
                 queries,
-                segments,
+                num_classes,
             )
 
 
@@ -153,12 +154,12 @@ def _class_loss(classes: Tensor, labels: Tensor) -> Tensor:
 
 def _present(counts: np.ndarray, num_classes: int) -> np.ndarray:
     """Which labels an image has, (B, K), from pixels of each, (B, 256)."""
-    unknown = np.argwhere(counts[:, num_classes:IGNORED])
+    unknown = np.argwhere(counts[:, num_classes:IGNORE])
     if len(unknown):
         image, label = unknown[0]
         raise ValueError(
             f"image {image} of the batch has label {num_classes + label}, but the output is for {num_classes} "
-            f"classes: labels are 0 to {num_classes - 1}, and {IGNORED} where nothing counts"
+            f"classes: labels are 0 to {num_classes - 1}, and {IGNORE} where nothing counts"
         )
     return counts[:, :num_classes] > 0
 
@@ -177,4 +178,4 @@ def _check(output: Output, target: Tensor, keys: Tensor) -> None:
             "they must be (B, N, H, W), (B, N, K + 1), (B, H, W), (B,)"
         )
     if target.dtype != torch.uint8:
-        raise ValueError(f"target is {target.dtype}; it must be torch.uint8: class indices, {IGNORED} where ignored")
+        raise ValueError(f"target is {target.dtype}; it must be torch.uint8: class indices, {IGNORE} where ignored")

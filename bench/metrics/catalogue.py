@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,7 +16,7 @@ Row = dict[str, float | int | str | list[int] | None]
 
 @dataclass(frozen=True)
 class Metric:
-    """What a table must know of a metric.
+    """What tables and trainings must know of a metric.
 
     ``aggregate`` is "mean" where the value of a test set is the mean over its images, "set" where it can
     only be computed from the whole set, and "classes" where the whole set has one value for each class.
@@ -25,6 +26,12 @@ class Metric:
     label: str
     better: Literal["higher", "lower"]
     aggregate: Literal["mean", "set", "classes"]
+
+    def improves(self, new: float, best: float | None) -> bool:
+        """Whether ``new`` is strictly better than ``best`` (None: nothing yet); NaN never is."""
+        if best is None:
+            return not math.isnan(new)
+        return new > best if self.better == "higher" else new < best
 
 
 def _by_key(*metrics: Metric) -> dict[str, Metric]:
@@ -55,12 +62,13 @@ _SEVERAL = _by_key(
     Metric("label_mae", "MAE of labels", "lower", "mean"),
     Metric("mber", "mBER", "lower", "set"),
 )
-METRICS = {**_BINARY, **_SEVERAL, **_BINARY}
-"""All metrics. ``accuracy`` and ``iou`` are of both kinds, with one label and direction; here as of binary masks."""
 
 
 def metrics_of(num_classes: int) -> dict[str, Metric]:
-    """The metrics of masks of so many classes, the background among them; 1 stands for binary masks."""
+    """The metrics of masks of so many classes, the background among them; 1 stands for binary masks.
+
+    Those that both kinds have, ``accuracy`` and ``iou``, have one label and direction.
+    """
     return dict(_BINARY if num_classes == 1 else _SEVERAL)
 
 

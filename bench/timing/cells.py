@@ -82,7 +82,7 @@ def _of_block(matrix: Matrix, block: Block, precision: str, **conditions: str) -
     made = []
     for setting, path in settings_of(matrix, block, precision):
         for machine in machines:
-            for name, parameters in entries(block.methods, methods.registry):
+            for name, parameters, _ in entries(block.methods, methods.registry):
                 method = methods.create(name, parameters)
                 cell = make_speed_cell(method=method, machine=machine, **conditions, **setting)
                 made.append(Entered(cell, path))

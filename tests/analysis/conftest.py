@@ -81,7 +81,8 @@ class ResultsFolder:
         folder = self.path / "cells" / name
         folder.mkdir(parents=True)
         self.write(folder / "cell.json", {"id": name, "spec": spec, "evidence": {}})
-        self.write(folder / "status.json", {"state": state, "reason": None, "attempt": 1, "stale": list(stale)})
+        status = {"state": state, "reason": None, "attempt": 1, "stale": list(stale), "updated": "2026-01-02T03:04:05"}
+        self.write(folder / "status.json", status)
         if state == "done":
             result = self._result(name, spec, scores, test_sets, protocol)
             result["random_backbone"] |= random_backbone
@@ -89,6 +90,11 @@ class ResultsFolder:
             result["dataset_metrics"] = list(scores if dataset_metrics is None else dataset_metrics)
             result["training"] = {
                 "train_images": train_images, "train_images_available": train_images_available, "seconds": 1.0,
+            }  # fmt: skip
+            result["evaluation"] = {"seconds": 2.0}
+            result["environment"] = {
+                "device": "abacus", "threads": 1, "commit": "0123456789abcdef", "dirty": False,
+                "torch": "2.11", "python": "3.12",
             }  # fmt: skip
             self.write(folder / "result.json", result)
         return folder

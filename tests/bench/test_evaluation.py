@@ -12,8 +12,9 @@ from torch import Tensor, nn
 import methods
 from bench import evaluation as evaluation_module
 from bench import scoring
-from bench.evaluation import MOST_WORKERS, Evaluation, evaluate, to_native, workers_for
+from bench.evaluation import MOST_WORKERS, Evaluation, evaluate, workers_for
 from bench.metrics import Scores, metrics_of
+from bench.prediction import at_mask_size
 from bench.training import Machine
 from datasets import Split
 from methods import Context, Embedding, Model, Output
@@ -111,7 +112,7 @@ def test_the_size_of_the_counts_is_the_protocols():
 @pytest.mark.parametrize("size", [(40, 70), (16, 9), (32, 32), (2, 300)])
 def test_maps_are_brought_to_native_size(size):
     probability = torch.rand(SIZE, SIZE, generator=torch.Generator().manual_seed(0))
-    native = to_native(probability, size).numpy()
+    native = at_mask_size(probability, size, 1).numpy()
     assert native.dtype == np.uint8
     difference = np.abs(native.astype(int) - np.rint(bilinear(probability.numpy(), size) * 255).astype(int))
     assert difference.max() <= 1

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench.losses.matching import assign, label_counts, match_cost
-from bench.losses.points import IGNORED, most_uncertain, sample, sample_labels
+from bench.losses.points import most_uncertain, sample, sample_labels
+from datasets import IGNORE
 
 CLASSES = 5
 CORNERS = torch.tensor([[0, 0], [1, 0], [0, 1], [1, 1], [0.5, 0.5], [0.01, 0.99]])
@@ -24,8 +25,8 @@ def labels_and_points(height: int = 9, width: int = 13, points: int = 40) -> tup
     """Three images of noise, one pixel in four ignored in the second, all but one in the third."""
     generator = torch.Generator().manual_seed(1)
     target = torch.randint(0, CLASSES, (3, height, width), generator=generator, dtype=torch.uint8)
-    target[1][torch.rand(height, width, generator=generator) < 0.25] = IGNORED
-    target[2] = IGNORED
+    target[1][torch.rand(height, width, generator=generator) < 0.25] = IGNORE
+    target[2] = IGNORE
     target[2, 4, 7] = 3
     drawn = torch.rand(3, points, 2, generator=generator)
     return target, torch.cat([drawn, CORNERS.expand(3, -1, -1)], dim=1)
@@ -73,9 +74,9 @@ def test_a_map_of_one_pixel() -> None:
 def test_labels_share_out_what_counts(seed: int, height: int, width: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     target = torch.randint(0, CLASSES + 1, (2, height, width), generator=generator, dtype=torch.uint8)
-    target[target == CLASSES] = IGNORED
+    target[target == CLASSES] = IGNORE
     points = torch.rand(2, 9, 2, generator=generator)
-    inside, counts = sample_labels(target, points, CLASSES), (target != IGNORED)[:, None].float()
+    inside, counts = sample_labels(target, points, CLASSES), (target != IGNORE)[:, None].float()
     torch.testing.assert_close(inside.sum(1, keepdim=True), sample(counts, points), rtol=0, atol=2e-6)
     assert inside.min() >= 0
 
@@ -161,7 +162,7 @@ def test_counts_of_labels() -> None:
     target = labels_and_points()[0]
     counts = label_counts(target)
     assert torch.equal(counts, torch.stack([torch.bincount(image.flatten(), minlength=256) for image in target]))
-    many = torch.full((200, 2, 2), IGNORED, dtype=torch.uint8)
+    many = torch.full((200, 2, 2), IGNORE, dtype=torch.uint8)
     many[199, 0, 1] = 254
     counts = label_counts(many)
-    assert counts[:, IGNORED].tolist() == [4] * 199 + [3] and counts[199, 254] == 1
+    assert counts[:, IGNORE].tolist() == [4] * 199 + [3] and counts[199, 254] == 1

@@ -250,32 +250,7 @@ BAD_BLOCKS = {
     "regime value": (block(more="regime = {epochs = 0}"), ["epochs", "0", "greater than 0"]),
     "regime choice": (block(more='regime = {loss = "structur"}'), ["loss", "'structur'", "'structure'"]),
     "preset": (block(more='regime = "paper"'), ["'paper'", "'paper_text'"]),
-    "validation metric": (block(more='regime = {validation_metric = "iuo"}'), ["'iuo'", "'iou'"]),
-    "metric of the whole set": (
-        block(more='regime = {validation_metric = "ber_pooled"}'),
-        ["'ber_pooled'", "per image"],
-    ),
     "seed": (block(more="seeds = [-1]"), ["seed", "-1"]),
-    "a loss of binary masks for several classes": (
-        block(datasets='["trans10k_v2"]', more='regime = {loss = "structure"}'),
-        ["'trans10k_v2' has 12 classes", "'structure'", "set_prediction"],
-    ),
-    "a loss of several classes for binary masks": (
-        block(more='regime = {loss = "set_prediction"}'),
-        ["'shapes' has binary masks", "'set_prediction'"],
-    ),
-    "a metric of binary masks for several classes": (
-        block(datasets='["trans10k_v1"]', more='regime = {validation_metric = "dice"}'),
-        ["'trans10k_v1' has 3 classes", "'dice'", "miou_all"],
-    ),
-    "a metric of several classes for binary masks": (
-        block(more='regime = {validation_metric = "miou_all"}'),
-        ["'shapes' has binary masks", "'miou_all'", "iou"],
-    ),
-    "a method of binary masks for several classes": (
-        block(datasets='["camvid"]', methods='["lora", "sam_zero_shot"]'),
-        ["'camvid' has 11 classes", "'sam_zero_shot'"],
-    ),
     "weights of a loss": (block(more="regime = {loss_weights = [[1.0, 2.0]]}"), ["loss_weights"]),
 }
 

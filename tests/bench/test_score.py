@@ -218,6 +218,24 @@ def test_maps_that_are_silently_misread_elsewhere_are_refused(folders, tmp_path,
     assert "multiply by 255" in capsys.readouterr().err
 
 
+NOISE = {"one side": [0, 1, 2, 255], "both sides": [0, 2, 250, 255], "outlines": [0, 90, 180, 255], "none": [0, 255]}
+
+
+@pytest.mark.parametrize("held", NOISE.values(), ids=NOISE)
+@pytest.mark.parametrize("brightest", [4, 30, 31, 255])
+def test_dark_maps_and_noisy_masks_are_refused_together_alone(folders, capsys, held: list[int], brightest: int) -> None:
+    predictions, masks = folders(".png")
+    rng = np.random.default_rng(0)
+    for name, (values, mask) in SAMPLES.items():
+        Image.fromarray((values * brightest).astype(np.uint8)).save(predictions / f"{name}.png")
+        low, high = ([value for value in held if (value > 127) == side] for side in (False, True))
+        noisy = np.where(mask, rng.choice(high, mask.shape), rng.choice(low, mask.shape) if mask.any() else 0)
+        Image.fromarray(noisy.astype(np.uint8)).save(masks / f"{name}.png")
+    indices = held == NOISE["one side"] and brightest <= maps.DARK
+    assert run((predictions, masks), "--json") == (2 if indices else 0)
+    assert ("--classes K --ignore 255" in capsys.readouterr().err) == indices
+
+
 def test_wrong_folders_end_with_a_message(folders, tmp_path, capsys) -> None:
     predictions, masks = folders(".npy")
     (tmp_path / "empty").mkdir()

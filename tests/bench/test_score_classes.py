@@ -195,6 +195,22 @@ def test_nothing_is_ignored_unasked(folders, capsys) -> None:
     assert "no class: 255 (classes are 0 to 3; --ignore VALUE leaves pixels out)" in error
 
 
+@pytest.mark.parametrize("ignored", [255, 200])
+@pytest.mark.parametrize("palette", [None, "masks", "maps"])
+def test_indices_are_not_scored_as_binary(folders, capsys, palette: str | None, ignored: int) -> None:
+    predictions, masks = folders(ignored=ignored)
+    for path in {None: [], "maps": predictions.iterdir(), "masks": masks.iterdir()}[palette]:
+        with Image.open(path) as picture:
+            picture.putpalette([0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0] + [224, 224, 192] * 252)
+            picture.save(path)
+    assert run((predictions, masks), classes=None) == 2
+    error = capsys.readouterr().err
+    assert "class indices are scored with --classes K" in error
+    if palette is None:
+        assert f"no map in {predictions} holds more than 2, and the masks hold 0, 1, 2, {ignored}:" in error
+        assert f"--classes K --ignore {ignored}" in error
+
+
 def test_nothing_but_ignored_pixels_is_no_error(folders, capsys) -> None:
     predictions, masks = folders()
     for name in "abc":

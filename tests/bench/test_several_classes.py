@@ -15,7 +15,8 @@ from torch import Tensor
 import datasets
 import methods
 from bench.data import SquashedSplit
-from bench.evaluation import evaluate, to_native
+from bench.evaluation import evaluate
+from bench.prediction import at_image_size, at_mask_size, class_areas
 from bench.regime import Regime
 from bench.run import main
 from bench.spec import make_cell
@@ -165,15 +166,15 @@ def test_training_lowers_the_loss() -> None:
 class Constant(Model):
     """Predicts one class wherever it looks."""
 
-    def __init__(self, label: int) -> None:
-        super().__init__(num_classes=3)
+    def __init__(self, label: int, num_classes: int = 3) -> None:
+        super().__init__(num_classes)
         self.label = label
 
     def encode(self, images: Tensor, keys: Tensor | None = None) -> Embedding:
         return Embedding(images.float(), {})
 
     def decode(self, embedding: Embedding) -> Output:
-        classes = torch.full((len(embedding.features), 1, 4), -10.0)
+        classes = torch.full((len(embedding.features), 1, self.num_classes + 1), -10.0)
         classes[..., self.label] = 10.0
         return Output(torch.full((len(embedding.features), 1, SIZE, SIZE), 5.0), classes)
 
@@ -187,9 +188,39 @@ def test_a_constant_prediction_is_called_one() -> None:
     assert worse.constants["test"]["miou_all"] > worse.scores["test"]["paper"]["miou_all"]
 
 
+class Lands(Towns):
+    """The same with the ponds dried up: two named classes."""
+
+    def mask(self, index: int) -> np.ndarray:
+        mask = super().mask(index)
+        return np.where(mask == 2, 0, mask).astype(np.uint8)
+
+
+def test_two_named_classes_are_no_foreground_and_background() -> None:
+    signs = evaluate(Constant(1, num_classes=2), {"test": Lands(3)}, Machine(), image_size=SIZE).degenerate
+    assert signs == ["test: predicts class 1 everywhere", "test: no better than class 0 everywhere"]
+
+
+def test_where_no_pixel_counts_there_is_no_best_constant() -> None:
+    evaluation = evaluate(Constant(1), {"test": Unlabelled(2)}, Machine(), image_size=SIZE)
+    assert evaluation.constants == {} and evaluation.degenerate == ["test: predicts class 1 everywhere"]
+
+
+@pytest.mark.parametrize("num_classes", [1, 2, 5])
+def test_areas_count_what_is_decided(num_classes: int) -> None:
+    shape = (3, 8, 6) if num_classes == 1 else (3, num_classes, 8, 6)
+    probabilities = torch.rand(shape, generator=torch.Generator().manual_seed(0))
+    decided = at_image_size(probabilities, num_classes).numpy()
+    labels = probabilities > 0.5 if num_classes == 1 else probabilities.argmax(1)
+    assert decided.shape == (3, 8, 6) and decided.dtype == (np.float32 if num_classes == 1 else np.uint8)
+    assert (decided == (probabilities if num_classes == 1 else labels).numpy()).all()
+    expected = [[int((image == label).sum()) for label in range(max(2, num_classes))] for image in labels]
+    assert class_areas(decided, num_classes) == expected
+
+
 def test_scores_are_decided_at_the_masks_own_size() -> None:
     scores = torch.rand(3, 16, 16, generator=torch.Generator().manual_seed(0))
-    native = to_native(scores, (40, 23)).numpy()
+    native = at_mask_size(scores, (40, 23), 3).numpy()
     resized = [np.asarray(Image.fromarray(channel.numpy()).resize((23, 40), Image.BILINEAR)) for channel in scores]
     assert native.dtype == np.uint8 and native.shape == (40, 23)
     assert (native == np.argmax(resized, axis=0)).mean() > 0.98

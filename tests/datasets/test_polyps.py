@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from bench.metrics import METRICS
+from bench.metrics import metrics_of
 from bench.regime import resolve
 from datasets import DatasetBroken, DatasetMissing, Split, evidence, load
 from datasets.pairing import Pair
@@ -445,7 +445,7 @@ def test_a_copy_of_zeros_and_ones_is_read(tmp_path: Path) -> None:
 def test_names_that_the_rest_of_the_project_relies_on() -> None:
     dataset = load("polyps")
     assert dataset.test_sets == ("kvasir", "cvc_612", "cvc_colondb", "etis", "cvc_t")
-    assert set(dataset.metrics) <= METRICS.keys() and dataset.num_classes == 1
+    assert set(dataset.metrics) <= metrics_of(1).keys() and dataset.num_classes == 1
     regime, _ = resolve(dataset.regime, {})
     assert (regime.epochs, regime.validation_metric, regime.loss) == (30, "s_measure", "structure")
     assert dataset.published.keys() == {"train", "validation", *dataset.test_sets}
