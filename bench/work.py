@@ -17,6 +17,7 @@ import datasets
 import methods
 from bench import environment, evidence
 from bench.data import SquashedSplit, fixed_subset, open_cache, open_splits
+from bench.embeddings import Encoder, encoder_of, folder_of
 from bench.evaluation import Evaluation, evaluate
 from bench.metrics import metrics_of
 from bench.spec import SCHEMA, Cell
@@ -60,6 +61,8 @@ def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, w
     cache = open_cache(cell, splits)
     model = cell.method().build(context).to(options.device)
     log.info("%s: trainable parameters %s of %s", cell.id, *model.count().values())
+    digest = checkpoint.digest()
+    encoder = _encoder(cell, model, machine, splits, digest)
 
     history = attempt.path / "history.jsonl"
     history.touch()
@@ -67,17 +70,17 @@ def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, w
     if model.trainable():
         parts = [("train", regime.max_train_images), ("validation", regime.max_validation_images)]
         used = [fixed_subset(splits[name], limit, dataset.split_seed) for name, limit in parts]
-        trainer = Trainer(model, regime, machine, seed=seed, watch=watcher.progress, history=history)
+        told = {"watch": watcher.progress, "history": history}
+        trainer = Trainer(model, regime, machine, seed=seed, encoder=encoder, **told)
         kind = {"cache": cache, "num_classes": context.num_classes}
         record = trainer.fit(*(SquashedSplit(split, context.image_size, **kind) for split in used))
-    scored, evaluation = _score(cell, model, splits, cache, machine, watcher)
+    scored, evaluation = _score(cell, model, splits, cache, encoder, machine, watcher)
     if record.epochs and record.best_validation is None:
         scored["degenerate"].append("no pixel of a validation counts: the last epoch was taken")
     if record.epochs > 1 and record.first_loss == record.last_loss:
         scored["degenerate"].append("the training loss never moved")
 
     method = {"parameters": {}, **cell.spec["method"]}
-    digest = checkpoint.digest()
     card = {"cell": cell.id, "method": method, "context": asdict(context), "backbone_digest": digest}
     methods.save(model, attempt.path, card)
     result = {
@@ -119,12 +122,22 @@ def score_again(cell: Cell, attempt: Attempt, options: argparse.Namespace, watch
             f"Bring these images back: python -m datasets fetch {cell.spec['dataset']['name']}"
         )
     model, cache = methods.load(folder.path).to(options.device), open_cache(cell, splits)
-    scored, evaluation = _score(cell, model, splits, cache, machine, watcher)
     before = folder.read()["evidence"]
+    encoder = _encoder(cell, model, machine, splits, before["checkpoint"])
+    scored, evaluation = _score(cell, model, splits, cache, encoder, machine, watcher)
     made = evidence.rescored(before, evidence.collect(cell, datasets.evidence(splits), before["checkpoint"]))
     stale = [mark for mark in options.stale if not evidence.of_scores(mark)]
     result = {**old, "attempt": attempt.number, **scored}
     attempt.commit(evaluation.write(attempt.path), result, evidence=made, stale=stale)
+
+
+def _encoder(
+    cell: Cell, model: methods.Model, machine: Machine, splits: dict[str, datasets.Split], checkpoint: str
+) -> Encoder:
+    """What embeds the cell's images; a training image that is flipped is another one."""
+    images = len(splits["train"]) + sum(map(len, splits.values()))
+    folder = folder_of(cell.spec["backbone"], checkpoint)
+    return encoder_of(model, machine, image_size=cell.spec["image_size"], folder=folder, images=images)
 
 
 def _score(
@@ -132,6 +145,7 @@ def _score(
     model: methods.Model,
     splits: dict[str, datasets.Split],
     cache: Cache | None,
+    encoder: Encoder,
     machine: Machine,
     watcher: Watcher,
 ) -> tuple[dict[str, Any], Evaluation]:
@@ -139,7 +153,13 @@ def _score(
     dataset, began = cell.dataset(), time.perf_counter()
     test_sets = {name: splits[name] for name in dataset.test_sets if name in splits}
     evaluation = evaluate(
-        model, test_sets, machine, image_size=cell.spec["image_size"], cache=cache, watch=watcher.scoring
+        model,
+        test_sets,
+        machine,
+        image_size=cell.spec["image_size"],
+        cache=cache,
+        encoder=encoder,
+        watch=watcher.scoring,
     )
     return {
         "scores": evaluation.scores,

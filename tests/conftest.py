@@ -19,6 +19,12 @@ def test_data() -> Path:
     return Path(folder)
 
 
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What tests keep for later is kept for this session, and not among what its user keeps."""
+    monkeypatch.setenv("BENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests marked ``gpu`` are skipped without a CUDA device."""
     marked = [item for item in items if item.get_closest_marker("gpu")]

@@ -8,9 +8,13 @@ import warnings
 import pytest
 import torch
 
-from bench import run, speed
+import datasets
+from bench import run, scoring, speed
+from bench.embeddings import encoder_of
+from bench.evaluation import evaluate
 from bench.losses import BINARY
 from bench.losses.set_prediction import SetPrediction
+from bench.training import Machine
 from methods import Context, create, registry
 from methods.base import Output
 from methods.randomness import image_keys, normal
@@ -83,6 +87,21 @@ def test_set_prediction_waits_for_the_device_as_often_for_one_image_as_for_eight
                 torch.cuda.set_sync_debug_mode("default")
         waits.append(sum("synchroniz" in str(warning.message) for warning in caught))
     assert waits[1] == waits[2] and 0 < waits[2] <= 5, waits
+
+
+def test_stored_embeddings_and_workers_change_no_score(tmp_path, monkeypatch):
+    monkeypatch.setattr(scoring, "WORTH_SECONDS", 0.0)
+    counts = {"train_images": 1, "validation_images": 1, "test_images": 12}
+    test_sets = {"test": datasets.load("shapes", **counts, size=128).open()["test"]}
+    machine, found = Machine("cuda", "bf16"), []
+    for folder, workers in ((None, 0), (tmp_path, 2), (tmp_path, 0)):
+        torch.manual_seed(0)
+        model = create("decoder_only").build(CONTEXT).to("cuda")
+        encoder = encoder_of(model, machine, image_size=128, folder=folder)
+        options = {"image_size": 128, "encoder": encoder, "workers": workers}
+        found.append(repr(evaluate(model, test_sets, machine, **options)))
+    assert len(list(tmp_path.glob("*/*/*"))) == 12
+    assert len(set(found)) == 1
 
 
 def test_a_cell_runs_on_a_gpu_in_bf16(tmp_path):
