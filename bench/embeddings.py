@@ -117,7 +117,8 @@ class ConstantEncoder(Encoder):
 
     @torch.no_grad()
     def _compute(self, image: Tensor) -> Tensor:
-        features = self.model.encode(image[None].to(self.device)).features[0]
+        # Layouts in memory differ in rounding: it has the one that is read again later.
+        features = self.model.encode(image[None].to(self.device)).features[0].contiguous()
         if self._writes:
             self._write(self._path(image), features)
         return features
@@ -130,7 +131,7 @@ class ConstantEncoder(Encoder):
             disk = shutil.disk_usage(path.parent)
             if disk.free - self.bytes < KEPT_FREE * disk.total:
                 raise OSError(f"less than {KEPT_FREE:.0%} of the disk would stay free")
-            values = features.cpu().contiguous().view(torch.uint8).numpy().ravel()
+            values = features.cpu().view(torch.uint8).numpy().ravel()
             with part.open("wb") as file:
                 file.write(values)
                 file.write(_checksum(values))
