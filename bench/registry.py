@@ -11,14 +11,36 @@ from __future__ import annotations
 import difflib
 import importlib
 import re
+import tomllib
 from collections.abc import Iterable
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 _DECLARATION = re.compile(r"""^@register\(\s*["']([^"']+)["']""", re.MULTILINE)
+
+
+def assignments(words: Iterable[str], *, name: str, form: str, example: str) -> dict[str, Any]:
+    """``KEY=VALUE`` words of a command line; values are read as TOML, what is no TOML as text.
+
+    Args:
+        name, form, example: the option, what it takes and one such, for the message.
+
+    Raises:
+        ValueError: a word without ``=``.
+    """
+    found: dict[str, Any] = {}
+    for word in words:
+        key, sign, value = word.partition("=")
+        if not sign:
+            raise ValueError(f"{name} {word!r}: write {form}, e.g. {example}")
+        try:
+            found[key] = tomllib.loads(f"value = {value}")["value"]
+        except tomllib.TOMLDecodeError:
+            found[key] = value
+    return found
 
 
 class UnknownName(ValueError):

@@ -10,7 +10,6 @@ import argparse
 import os
 import signal
 import sys
-import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from rich.console import Console
 from bench import fit
 from bench import matrix as matrices
 from bench.guard import check_packages
+from bench.registry import assignments
 
 FAILURES = {"failed", "oom", "timeout"}
 
@@ -73,17 +73,11 @@ def filters(given: Sequence[str]) -> dict[str, list[str]]:
 
 
 def settings(given: Sequence[str]) -> dict[str, Any]:
-    """``--set`` words as settings; values are read as TOML, what is no TOML as text."""
-    found: dict[str, Any] = {}
-    for word in given:
-        key, sign, value = word.partition("=")
-        if not sign:
-            raise matrices.MatrixError(f"--set {word!r}: write KEY=VALUE, e.g. --set epochs=5")
-        try:
-            found[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            found[key] = value
-    return found
+    """``--set`` words as settings."""
+    try:
+        return assignments(given, name="--set", form="KEY=VALUE", example="--set epochs=5")
+    except ValueError as error:
+        raise matrices.MatrixError(str(error)) from None
 
 
 def print_plan(plan: Any, places: Sequence[Any], options: argparse.Namespace, console: Console) -> None:

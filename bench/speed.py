@@ -8,8 +8,9 @@ the same torch, is not measured again.
 from __future__ import annotations
 
 import argparse
-import json
+import os
 import signal
+import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -71,7 +72,7 @@ def main(words: Sequence[str] | None = None) -> int:
     try:
         check_packages()
         return _main(options, console)
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except (ValueError, OSError, RuntimeError, ImportError, subprocess.CalledProcessError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
@@ -129,7 +130,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         if reasons[item.cell.id].startswith("differs"):
             console.print(f"  again, {reasons[item.cell.id]}: {cells.title(item)}", soft_wrap=True)
     failed, stopped = _measure(todo, references, slot, options, console)
-    _show({item.cell.id for item in entered}, model, options, console)
+    _show([item.cell.id for item in entered], model, options, console)
     return 130 if stopped else int(failed)
 
 
@@ -178,29 +179,22 @@ def _measure(
     return failed, stopped
 
 
-def _show(ids: set[str], model: str, options: argparse.Namespace, console: Console) -> None:
-    """Write the device's export, and print it or the tables of the cells asked for."""
-    # The paper's numbers and tables are analysis' own; no other module of this room knows them.
-    from analysis.speed import export, file_name, read_measurements
-    from analysis.speed_tables import speed_tables
-    from analysis.terminal import show
+def _show(ids: list[str], model: str, options: argparse.Namespace, console: Console) -> None:
+    """Have the device's export written and printed, or the tables of the cells asked for.
 
-    measured, skipped = read_measurements(options.results)
-    for line in skipped:
-        print(f"skipped {line}", file=sys.stderr)
-    here = [one for one in measured if one.device == model]
-    if not here:
-        return
-    folder = options.results / "speed"
-    folder.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(export(here), indent=1, sort_keys=True) + "\n"
-    path = folder / f"{file_name(model)}.json"
-    path.write_text(text, encoding="utf-8")
-    if options.json:
-        print(text, end="")
-    for table in [] if options.json else speed_tables([one for one in here if one.id in ids]):
-        show(table, console)
-    console.print(f"wrote {path}", soft_wrap=True)
+    In a process of its own: this room measures, and knows no table.
+    """
+    words = ["-m", "analysis.speed_report", "--results", str(options.results), "--device", model]
+    words += ["--json"] if options.json else []
+    done = subprocess.run(
+        [sys.executable, *words, "--cells", *ids],
+        stdout=None if sys.stdout.isatty() else subprocess.PIPE,
+        env={**os.environ, "COLUMNS": str(console.width)},
+        text=True,
+        encoding="utf-8",
+        check=True,
+    )
+    print(done.stdout or "", end="", flush=True)
 
 
 if __name__ == "__main__":

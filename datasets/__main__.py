@@ -10,11 +10,11 @@ import io
 import json
 import os
 import sys
-import tomllib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bench.registry import assignments
 from datasets.verdict import EXIT_CODES
 
 if TYPE_CHECKING:
@@ -72,21 +72,8 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
 
 
 def parameters(given: Sequence[str]) -> dict[str, Any]:
-    """``--set`` words as parameters of a dataset; values are read as TOML, what is no TOML as text.
-
-    Raises:
-        ValueError: a word without ``=``.
-    """
-    found: dict[str, Any] = {}
-    for word in given:
-        key, sign, value = word.partition("=")
-        if not sign:
-            raise ValueError(f"--set {word!r}: write KEY=VALUE, e.g. --set of=lungs")
-        try:
-            found[key] = tomllib.loads(f"value = {value}")["value"]
-        except tomllib.TOMLDecodeError:
-            found[key] = value
-    return found
+    """``--set`` words as parameters of a dataset."""
+    return assignments(given, name="--set", form="KEY=VALUE", example="--set of=lungs")
 
 
 def _console() -> Console:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from bench import evidence
 from bench.matrix import Block, Entered, Entry, Matrix, MatrixError, axes, entries, settings_of
-from bench.registry import UnknownName
+from bench.registry import UnknownName, assignments
 from bench.spec import SPEED, WALL, canonical, make_speed_cell
 from bench.store import Results
 
@@ -26,15 +25,11 @@ def read_methods(text: str) -> list[Entry]:
     found = []
     for word in text.split(","):
         name, *given = word.split(":")
-        parameters: dict[str, Any] = {}
-        for assignment in given:
-            key, sign, value = assignment.partition("=")
-            if not sign:
-                raise MatrixError(f"--methods {word!r}: write METHOD:KEY=VALUE, e.g. conv_lora:implementation=explicit")
-            try:
-                parameters[key] = tomllib.loads(f"value = {value}")["value"]
-            except tomllib.TOMLDecodeError:
-                parameters[key] = value
+        try:
+            example = "conv_lora:implementation=explicit"
+            parameters = assignments(given, name="--methods", form="METHOD:KEY=VALUE", example=example)
+        except ValueError as error:
+            raise MatrixError(f"{word!r}: {error}") from None
         found.append(Entry(name=name, **parameters))
     return found
 

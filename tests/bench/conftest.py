@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 
@@ -43,6 +45,15 @@ class DataRoot:
             pixels = np.stack([outline, np.full_like(outline, self._images), 255 - outline], axis=-1)
             Image.fromarray(pixels).save(images / image.format(number))
             Image.fromarray(outline).save(masks / mask.format(number))
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Several threads that wait for each other on a busy machine take ten times as long, and may round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture

@@ -28,16 +28,9 @@ from datasets import Split
 from methods import Context, Embedding, Model
 from methods.sam.encoder import ImageEncoder
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = 64
 TRAIN, VALIDATION, EPOCHS = 5, 1, 3
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture

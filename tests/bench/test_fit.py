@@ -48,6 +48,8 @@ def test_what_does_not_belong_together_is_refused(cells, name):
 
 def test_only_the_cells_that_are_asked_for_have_to_fit(cells):
     mixed = cells('["shapes", "trans10k_v1"]', '["lora", "sam_zero_shot"]')
+    with pytest.raises(Misfit, match="'sam_zero_shot' is for binary masks only"):
+        fit.check(item.cell for item in mixed)
     for chosen in ({"dataset": ["shapes"]}, {"method": ["lora"]}):
         fit.check(item.cell for item in select(mixed, chosen))
 

@@ -21,6 +21,7 @@ from bench.training import Machine, NonFiniteLoss, Progress, Trainer
 from datasets import Split
 from methods import Context, Embedding, Model, Output
 
+pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = 64
 
 
@@ -59,15 +60,6 @@ class Dot(Model):
         if self.poison is not None:
             masks = masks.masked_fill(grey == self.poison, math.nan)
         return Output(masks)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Several threads that wait for each other on a busy machine take ten times as long."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def trainer(
