@@ -5,6 +5,7 @@
 #   DEVICES=0           what the demo runs on: a GPU, or as it is two cells side by side on the CPU
 #   PY=python3          run on an interpreter that has everything already, and make no .venv
 #   SPEED=--again       further options of python -m bench.speed for `make bench-gpu`
+#   BASELINE=--write    store the ratios that `make bench` measures, in place of comparing them
 
 PYTHON ?= python3
 SYSTEM_TORCH ?=
@@ -13,8 +14,9 @@ VENV := .venv
 PY := $(VENV)/bin/python
 READY = $(if $(filter $(VENV)/%,$(PY)),$(VENV)/ready)
 SPEED ?=
+BASELINE ?=
 
-.PHONY: demo test test-real bench-gpu clean
+.PHONY: demo test test-real bench bench-gpu clean
 
 demo: $(VENV)/ready  ## four methods on generated images, three seeds each, and the table (minutes)
 	$(PY) -m bench.run --matrix demo --devices $(DEVICES)
@@ -31,6 +33,13 @@ test: $(VENV)/ready  ## all tests; real images where BENCH_TEST_DATA names them
 test-real: $(VENV)/ready  ## the tests on real images alone
 	@test -n "$(BENCH_TEST_DATA)" || { echo "set BENCH_TEST_DATA to the folder of real samples"; exit 2; }
 	$(PY) -m pytest -k real
+
+bench: $(READY)  ## times of the parts on one core, and what got slower beside its reference (under 4 minutes)
+	@mkdir -p .benchmarks
+	OMP_NUM_THREADS=1 $(PY) -m pytest tests/benchmarks -q --benchmark-enable --benchmark-only --benchmark-warmup=on \
+	  --benchmark-timer=time.process_time --benchmark-max-time=0.5 --benchmark-columns=median,iqr,rounds \
+	  --benchmark-json=.benchmarks/run.json
+	$(PY) -m bench.timing.ratios .benchmarks/run.json $(BASELINE)
 
 bench-gpu: $(READY)  ## speed on the first GPU at the paper's size, beside its tables 14 and 3 (under 8 minutes)
 	$(PY) -m bench.speed --matrix speed_gpu --device cuda:0 --seconds 0.6 $(SPEED)

@@ -1,13 +1,14 @@
 """How fast samples are read: decoded through our code, decoded with Pillow alone, and from the cache.
 
-An ordinary test run goes once through all of it with small pictures and compares what is read. Measured is with
-``pytest tests/bench/test_speed_data.py --benchmark-enable``; docs/speed-data.md has the numbers.
+An ordinary test run goes once through all of it with small pictures and compares what is read. docs/speed-data.md has
+the numbers.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,9 @@ import datasets
 from bench.data import SquashedSplit, batches
 from datasets import Split
 from datasets.cache import Cache, shard_path, write_shard
+from methods.randomness import coin
 
+BATCH = 4
 NAMES = {"train": "Training", "validation": "Validation", "test": "Test_v2"}
 
 
@@ -32,8 +35,8 @@ class Scale(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def scale(request: pytest.FixtureRequest) -> Scale:
-    return Scale(4000, 6000, 1024, 64) if request.config.getoption("benchmark_enable") else Scale(200, 300, 64, 40)
+def scale(measuring: bool) -> Scale:
+    return Scale(4000, 6000, 1024, 64) if measuring else Scale(200, 300, 64, 40)
 
 
 @pytest.fixture(scope="module")
@@ -100,57 +103,69 @@ def with_pillow(split: Split, size: int, *, draft: bool = False) -> tuple[np.nda
         return image, np.asarray(picture.convert("L").resize((size, size), Image.Resampling.NEAREST))
 
 
-@pytest.mark.benchmark(group="one photograph and its mask")
-def test_pillow_alone(benchmark, photographs, scale):
-    image, mask = benchmark.pedantic(with_pillow, (photographs, scale.size), rounds=7, warmup_rounds=1)
+photograph = partial(dict, group="one photograph of 4000 x 6000 and its mask", reference="Pillow alone", rounds=5)
+
+
+def test_pillow_alone(compare, photographs, scale):
+    image, mask = compare(lambda: with_pillow(photographs, scale.size), **photograph(candidate="Pillow alone"))
     assert image.shape == (scale.size, scale.size, 3)
     assert set(np.unique(mask)) == {0, 255}
 
 
-@pytest.mark.benchmark(group="one photograph and its mask")
-def test_ours(benchmark, photographs, scale):
+def test_ours(compare, photographs, scale):
     data = SquashedSplit(photographs, scale.size, budget=0)
-    image, mask = benchmark.pedantic(data.__getitem__, (0,), rounds=7, warmup_rounds=1)
+    image, mask = compare(lambda: data[0], **photograph(candidate="ours"))
     expected = with_pillow(photographs, scale.size)
     assert np.array_equal(image, expected[0])
     assert np.array_equal(mask, expected[1] > 127)
 
 
-@pytest.mark.benchmark(group="one photograph and its mask")
-def test_scaled_decoding_changes_pixels(benchmark, photographs, scale):
+def test_scaled_decoding_changes_pixels(compare, benchmark, photographs, scale):
     """What a JPEG decoder can shrink by itself is faster, and another picture."""
-    image, _ = benchmark.pedantic(with_pillow, (photographs, scale.size), {"draft": True}, rounds=7, warmup_rounds=1)
+    call = partial(with_pillow, photographs, scale.size, draft=True)
+    image, _ = compare(call, **photograph(candidate="Pillow, scaled decoding"))
     difference = np.abs(image.astype(int) - with_pillow(photographs, scale.size)[0])
     benchmark.extra_info["difference"] = {"mean": float(difference.mean()), "largest": int(difference.max())}
     assert difference.any()
 
 
-def read_all(data: SquashedSplit) -> int:
-    order = np.random.default_rng(0).permutation(len(data)).tolist()
-    return sum(len(batch.indices) for batch in batches(data, order, 4, flips=(0, 1), workers=2))
+batch = partial(dict, group="a batch of 4 of 1024 x 1024 by two threads", reference="decoded")
 
 
-@pytest.mark.benchmark(group="batches of 4 by two threads")
-def test_batches_of_photographs(benchmark, photographs, scale):
+def read(data: SquashedSplit) -> np.ndarray:
+    """The images (4, 3, S, S) of one batch, of samples all over the split, each as likely flipped as not."""
+    order = np.random.default_rng(0).permutation(len(data)).tolist()[:BATCH]
+    (found,) = batches(data, order, BATCH, flips=(0, 1), workers=2)
+    return found.images.numpy()
+
+
+def flipped(data: SquashedSplit) -> np.ndarray:
+    """The same one by one, without threads."""
+    order = np.random.default_rng(0).permutation(len(data)).tolist()[:BATCH]
+    images = [data[index][0][:, ::-1] if coin(0, 1, index) else data[index][0] for index in order]
+    return np.stack(images).transpose(0, 3, 1, 2)
+
+
+def test_a_batch_of_photographs(compare, photographs, scale):
     data = SquashedSplit(photographs, scale.size, budget=0)
-    assert benchmark.pedantic(read_all, (data,), rounds=5, warmup_rounds=1) == 4
+    images = compare(lambda: read(data), **batch(candidate="decoded", rounds=3))
+    assert np.array_equal(images, flipped(data))
 
 
-@pytest.mark.benchmark(group="batches of 4 by two threads")
-def test_batches_from_the_cache(benchmark, cached, scale):
-    assert benchmark.pedantic(read_all, (cached,), rounds=5, warmup_rounds=1) == scale.samples
+def test_a_batch_from_the_cache(compare, cached):
+    images = compare(lambda: read(cached), **batch(candidate="cached"))
+    assert np.array_equal(images, flipped(cached))
 
 
 @pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system cannot be told to forget what it has read")
-@pytest.mark.benchmark(group="batches of 4 by two threads")
-def test_batches_from_a_cache_on_disk(benchmark, cached, scale):
+def test_a_batch_from_a_cache_on_disk(compare, cached):
     """As in the first epoch, or in all of them where the cache is larger than the memory."""
 
-    def evict() -> tuple[tuple[SquashedSplit], dict]:
+    def evict() -> None:
         for shard in cached.cache.folder.glob("*.npy"):
             with shard.open("rb") as file:
                 os.fsync(file.fileno())
                 os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
-        return (cached,), {}
 
-    assert benchmark.pedantic(read_all, setup=evict, rounds=5) == scale.samples
+    images = compare(lambda: read(cached), **batch(candidate="cached, on disk", rounds=50, setup=evict))
+    assert np.array_equal(images, flipped(cached))

@@ -1,8 +1,8 @@
-"""What set prediction costs beside the same formulas on all pixels with a mask of floats for every segment.
+"""What losses cost: set prediction beside the same formulas on all pixels with a mask of floats for every segment, and
+the structure loss beside its window means as published.
 
-An ordinary test run goes once through both with small maps; memory is compared there too, since it does not depend on
-the machine. Times are measured with ``pytest tests/bench/test_speed_losses.py --benchmark-enable``;
-docs/speed-losses.md has the numbers.
+An ordinary test run goes once through all of them with small maps; memory is compared there too, since it does not
+depend on the machine. docs/speed-losses.md has the numbers of set prediction.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ from torch.nn import functional as F
 from torch.profiler import ProfilerActivity, profile
 
 from bench.losses import set_prediction
+from bench.losses.binary import structure
 from bench.losses.matching import assign
 from bench.losses.set_prediction import SetPrediction
 from methods.base import Output
@@ -38,8 +40,8 @@ class Step(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def step(request: pytest.FixtureRequest) -> Step:
-    size, points = (1024, 12_544) if request.config.getoption("benchmark_enable") else (128, 196)
+def step(measuring: bool) -> Step:
+    size, points = (1024, 12_544) if measuring else (128, 196)
     generator = torch.Generator().manual_seed(0)
 
     def smooth(channels: int, cells: int) -> Tensor:
@@ -109,10 +111,10 @@ def peak_bytes(loss: Callable[[], Tensor], step: Step, folder: Path) -> int:
     return max(itertools.accumulate(change for _, change in changes))
 
 
-@pytest.mark.benchmark(group="set prediction of 4 images, forward and backward")
-@pytest.mark.parametrize("make", [on_points, on_all_pixels])
-def test_speed(benchmark, make, step, tmp_path):
-    losses = benchmark.pedantic(trained, (make(step), step), rounds=7, warmup_rounds=1)
+@pytest.mark.parametrize(("form", "make"), [("all pixels", on_all_pixels), ("points", on_points)])
+def test_set_prediction(compare, benchmark, form, make, step, tmp_path):
+    call, group = partial(trained, make(step), step), "set prediction of 4 images, forward and backward"
+    losses = compare(call, group=group, candidate=form, reference="all pixels", rounds=3)
     assert losses.isfinite().all() and step.output.masks.grad.any()
     benchmark.extra_info["peak_bytes"] = peak_bytes(make(step), step, tmp_path)
 
@@ -128,3 +130,30 @@ def test_both_are_the_same_loss(step, monkeypatch):
     monkeypatch.setattr(set_prediction, "IMPORTANCE", 0.0)
     loss = SetPrediction()
     torch.testing.assert_close(loss(step.output, step.target, step.keys), on_all_pixels(step)(), rtol=0.02, atol=0)
+
+
+def published(logits: Tensor, target: Tensor) -> Tensor:
+    """PraNet's structure loss with the plain BCE of its release; its window means are a pooling."""
+    weight = 1 + 5 * (F.avg_pool2d(target, 31, stride=1, padding=15) - target).abs()
+    chance = logits.sigmoid()
+    shared, total = ((w * weight).sum((1, 2, 3)) for w in (chance * target, chance + target))
+    entropy = F.binary_cross_entropy_with_logits(logits, target, reduction="none").mean((1, 2, 3))
+    return entropy + 1 - (shared + 1) / (total - shared + 1)
+
+
+@pytest.mark.parametrize(("form", "loss"), [("pooling", published), ("ours", structure)])
+def test_structure_loss(compare, measuring, form, loss):
+    size = 512 if measuring else 64
+    target = F.interpolate(torch.randn(1, 1, 8, 8), (size, size), mode="bilinear").gt(0).float()
+    logits = (target + torch.randn(target.shape)).requires_grad_()
+
+    def step() -> Tensor:
+        logits.grad = None
+        losses = loss(logits, target)
+        losses.mean().backward()
+        return losses.detach()
+
+    group = "structure loss of an image of 512 x 512, forward and backward"
+    losses = compare(step, group=group, candidate=form, reference="pooling")
+    torch.testing.assert_close(losses, published(logits, target).detach(), rtol=1e-5, atol=0)
+    assert logits.grad.any()
