@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from analysis import caption, paper
+from analysis.exceptions import NOT_RUN
 from analysis.layout import Column, Entry, Row, Table
 from analysis.paper import PaperNumber
 from analysis.results import DONE, Metric
@@ -24,9 +25,9 @@ def paper_table(number: int, source: Source) -> Table | None:
     """A table of the paper, or None where nothing of it was run in this setting."""
     if source.setting.is_imported:
         return None
-    lines = paper.lines_of(number)
+    lines = paper.scored_lines(number)
     columns = {key: _paper_column(group) for key, group in lines.groupby(["dataset", "our_metric"], sort=False)}
-    picks, numbers, sizes = {}, {}, {}
+    picks, numbers, sizes, excused = {}, {}, {}, {}
     for (row, dataset), own in lines.groupby(["method", "dataset"], sort=False):
         cells = paper.cells_of(own.iloc[0], source.cells)
         # Runs have all metrics of a dataset, also where the paper leaves a place blank.
@@ -35,9 +36,13 @@ def paper_table(number: int, source: Source) -> Table | None:
         for line in own.itertuples():
             place = (row, columns[dataset, line.our_metric])
             numbers[place] = PaperNumber(line.value, line.standard_error, int(line.paper_runs))
+            excused[place] = NOT_RUN.get(line.our_method, "")
     title = f"Table {number} of Convolution Meets LoRA: {paper.TITLES[number]}"
     note = paper.NOTES.get(number, "")
-    return _assemble(source, str(number), f"table{number}", title, picks, numbers=numbers, paper_sizes=sizes, note=note)
+    return _assemble(
+        source, str(number), f"table{number}", title, picks,
+        numbers=numbers, paper_sizes=sizes, excused=excused, note=note,
+    )  # fmt: skip
 
 
 def plain_tables(source: Source, *, without: Iterable[Table] = (), only: str | None = None) -> list[Table]:
@@ -132,19 +137,27 @@ def _assemble(
     *,
     numbers: Mapping[tuple[str, Column], PaperNumber] | None = None,
     paper_sizes: Mapping[str, str] | None = None,
+    excused: Mapping[tuple[str, Column], str] | None = None,
     note: str = "",
 ) -> Table | None:
-    """The table of ``picks``, or None where none of its cells has a score, or only imported ones beside a setting's."""
-    numbers, paper_sizes = numbers or {}, paper_sizes or {}
+    """The table of ``picks``, or None where none of its cells has a score, or only imported ones beside a setting's.
+
+    Args:
+        excused: why there is no number of ours where there is none.
+    """
+    numbers, paper_sizes, excused = numbers or {}, paper_sizes or {}, excused or {}
     columns = tuple(dict.fromkeys(column for _, column in picks))
     entries = {(row, column): Entry() for row, _ in picks for column in columns}
     for column in columns:
         own = {row: cells for (row, of), cells in picks.items() if of == column}
         planned = len({cell.seed for cells in own.values() for cell in cells if not cell.imported})
         made = {row: _entry(source, column, cells, planned, numbers.get((row, column))) for row, cells in own.items()}
+        reasons = {row: "" if entry.ours else excused.get((row, column), "") for row, entry in made.items()}
         printed = {row: round(entry.ours.mean, column.decimals) for row, entry in made.items() if _ranked(entry)}
         ranks = two_best(printed, better=column.better)
-        entries |= {(row, column): replace(entry, rank=ranks.get(row, 0)) for row, entry in made.items()}
+        entries |= {
+            (row, column): replace(entry, rank=ranks.get(row, 0), not_run=reasons[row]) for row, entry in made.items()
+        }
     if not any(entry.ours if source.setting.is_imported else _ranked(entry) for entry in entries.values()):
         return None
     cells_of: dict[str, dict[str, Cell]] = {}

@@ -38,7 +38,9 @@ def write(
         _comparison(source, entries, used),
         _images(all_used, entries),
     ]
-    notes = [*_stale(used, cells_of), *_imported(source, shown, cells_of), *_unfinished(cells_of)]
+    notes = [
+        *_stale(used, cells_of), *_imported(source, shown, cells_of), *_unfinished(cells_of), *_not_run(entries),
+    ]  # fmt: skip
     return Caption(
         warnings=tuple([*_random(used), *_partial(source, used), *_caveats(used)]),
         text=" ".join(sentence for sentence in sentences if sentence),
@@ -165,6 +167,12 @@ def _unfinished(cells_of: Mapping[str, Sequence[Cell]]) -> Iterator[str]:
             where.add(f"{states[DONE]} of {len(cells)} done, {', '.join(others)}", row, data)
     if where:
         yield f"Not complete: {where}."
+
+
+def _not_run(entries: Mapping[tuple[str, Column], Entry]) -> Iterator[str]:
+    where = dict.fromkeys((entry.not_run, row) for (row, _), entry in entries.items() if entry.not_run)
+    for reason in dict.fromkeys(reason for reason, _ in where):
+        yield f"Ours not run, {reason}: {', '.join(row for other, row in where if other == reason)}."
 
 
 def _places(cells_of: Mapping[str, Sequence[Cell]]) -> Iterator[tuple[str, str, list[Cell]]]:

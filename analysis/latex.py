@@ -53,16 +53,17 @@ def _parts(table: Table) -> list[dict[str, Sequence[Column]]]:
 
 def _tabular(table: Table, groups: dict[str, Sequence[Column]]) -> Iterator[str]:
     columns = [column for group in groups.values() for column in group]
+    first = ["Method", *_size(table, SIZE_HEADING)]
     yield "\\resizebox{\\ifdim\\width>\\textwidth\\textwidth\\else\\width\\fi}{!}{%"
-    yield f"\\begin{{tabular}}{{l{'r' * (len(columns) + 1)}}}"
+    yield f"\\begin{{tabular}}{{l{'r' * (len(columns) + len(first) - 1)}}}"
     yield "\\toprule"
     names = [f"\\multicolumn{{{len(group)}}}{{c}}{{{escape(name)}}}" for name, group in groups.items()]
-    yield " & ".join(["", "", *names]) + r" \\"
-    start = 3
+    yield " & ".join([*[""] * len(first), *names]) + r" \\"
+    start = len(first) + 1
     for group in groups.values():
         yield f"\\cmidrule(lr){{{start}-{start + len(group) - 1}}}"
         start += len(group)
-    yield " & ".join(["Method", escape(SIZE_HEADING), *(escape(heading(column)) for column in columns)]) + r" \\"
+    yield " & ".join([*first, *(escape(heading(column)) for column in columns)]) + r" \\"
     yield "\\midrule"
     for row in table.rows_of(columns):
         yield from _lines(table, row, columns)
@@ -77,11 +78,16 @@ def _lines(table: Table, row: Row, columns: list[Column]) -> Iterator[str]:
     for entry, column in zip(entries, columns, strict=True):
         text = escape("".join(pieces(entry, column)))
         own.append({1: f"\\textbf{{{text}}}", 2: f"\\underline{{{text}}}"}.get(entry.rank, text))
-    yield " & ".join([escape(row.label), escape(row.size), *own]) + r" \\"
+    yield " & ".join([escape(row.label), *_size(table, row.size), *own]) + r" \\"
     if not table.has_paper:
         return
     theirs = []
     for entry, column in zip(entries, columns, strict=True):
         delta = difference(entry, column)
         theirs.append(escape("".join(paper_pieces(entry))) + (f" (${delta}$)" if delta else ""))
-    yield " & ".join([r"\quad\textit{paper}", escape(row.paper_size), *theirs]) + r" \\"
+    yield " & ".join([r"\quad\textit{paper}", *_size(table, row.paper_size), *theirs]) + r" \\"
+
+
+def _size(table: Table, text: str) -> list[str]:
+    """What stands in the column of sizes, if there is one."""
+    return [escape(text)] if table.has_sizes else []

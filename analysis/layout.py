@@ -43,6 +43,7 @@ class Entry:
         imported: the number is of maps made elsewhere: never ranked, and never compared with the paper's.
         rank: 1 for the best and 2 for the second best of our column, else 0.
         difference: ours minus the paper's; None where the two may not be compared.
+        not_run: why there is no number of ours and will be none; empty where one is there or to come.
     """
 
     ours: Summary | None = None
@@ -54,6 +55,7 @@ class Entry:
     rank: int = 0
     paper: PaperNumber | None = None
     difference: float | None = None
+    not_run: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,10 @@ class Table:
     @cached_property
     def has_difference(self) -> bool:
         return any(entry.difference is not None for entry in self.entries.values())
+
+    @cached_property
+    def has_sizes(self) -> bool:
+        return any(row.size or row.paper_size for row in self.rows)
 
     def groups(self) -> dict[str, list[Column]]:
         """The columns by heading, in order."""

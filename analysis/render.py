@@ -12,16 +12,20 @@ from analysis.layout import Column, Entry, Table, cut
 ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
 MOST_NUMBERS = 15
 SIZE_HEADING = "Params (M) / %"
+NOT_RUN = "not run"
 CSV_COLUMNS = (
     "table", "setting", "protocol", "row", "dataset", "test_set", "metric", "mean", "standard_error", "n", "seeds",
-    "paper_value", "paper_standard_error", "difference", "imported",
+    "paper_value", "paper_standard_error", "difference", "imported", "not_run",
 )  # fmt: skip
 
 
 def pieces(entry: Entry, column: Column) -> tuple[str, str, str]:
-    """Our number in three parts: the mean, its error, and remarks: n where it is below plan, and the daggers."""
+    """Our number in three parts: the mean, its error, and remarks: n where it is below plan, and the daggers.
+
+    Without a number the first part is empty, or says that there will be none.
+    """
     if entry.ours is None:
-        return "", "", ""
+        return NOT_RUN if entry.not_run else "", "", ""
     error, n = entry.ours.standard_error, entry.ours.n
     remarks = {f"(n={n})": entry.below_plan, DAGGER: entry.stale, DOUBLE_DAGGER: entry.imported}
     return (
@@ -53,14 +57,14 @@ def heading(column: Column) -> str:
 
 def markdown(table: Table) -> str:
     """A Markdown document: the caption, a table for each group of columns, several for a wide one, the notes."""
-    parts = [f"# {_escape(table.title)}", *(f"**{_escape(line)}**" for line in table.caption.warnings)]
-    parts.append(_escape(table.caption.text))
+    parts = [f"# {escape(table.title)}", *(f"**{escape(line)}**" for line in table.caption.warnings)]
+    parts.append(escape(table.caption.text))
     groups = table.groups()
     most = MOST_NUMBERS // (1 + table.has_paper + table.has_difference)
     for name, columns in groups.items():
-        parts += [f"## {_escape(name)}"] if len(groups) > 1 else []
-        parts += [_pipes(_markdown_rows(table, piece)) for piece in cut(columns, most)]
-    return "\n\n".join([*parts, *(_escape(note) for note in table.caption.notes)]) + "\n"
+        parts += [f"## {escape(name)}"] if len(groups) > 1 else []
+        parts += [pipes(_markdown_rows(table, piece)) for piece in cut(columns, most)]
+    return "\n\n".join([*parts, *(escape(note) for note in table.caption.notes)]) + "\n"
 
 
 def long_csv(table: Table) -> str:
@@ -77,21 +81,21 @@ def long_csv(table: Table) -> str:
                 *((run.mean, run.standard_error, run.n) if run else (None, None, None)),
                 " ".join(str(seed) for seed in entry.seeds),
                 *((entry.paper.value, entry.paper.standard_error) if entry.paper else (None, None)),
-                entry.difference, "yes" if entry.imported else None,
+                entry.difference, "yes" if entry.imported else None, entry.not_run or None,
             ))  # fmt: skip
     return text.getvalue()
 
 
 def _markdown_rows(table: Table, columns: Sequence[Column]) -> Iterable[list[str]]:
     """The heading and the rows of one group; the paper's number stands to the right of ours."""
-    paper, diff = table.has_paper, table.has_difference
-    yield ["Method", SIZE_HEADING, *(["paper"] if paper else [])] + [
+    paper, diff, sizes = table.has_paper, table.has_difference, table.has_sizes
+    yield ["Method", *([SIZE_HEADING, *(["paper"] if paper else [])] if sizes else [])] + [
         text
         for column in columns
-        for text in [_escape(heading(column)), *(["paper"] if paper else []), *(["difference"] if diff else [])]
+        for text in [escape(heading(column)), *(["paper"] if paper else []), *(["difference"] if diff else [])]
     ]
     for row in table.rows_of(columns):
-        cells = [_escape(row.label), row.size, *([row.paper_size] if paper else [])]
+        cells = [escape(row.label), *([row.size, *([row.paper_size] if paper else [])] if sizes else [])]
         for column in columns:
             entry = table.entries[row.label, column]
             cells.append(_emphasise("".join(pieces(entry, column)), entry.rank))
@@ -104,13 +108,13 @@ def _emphasise(text: str, rank: int) -> str:
     return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(rank, text)
 
 
-def _escape(text: str) -> str:
+def escape(text: str) -> str:
     for character in "\\|*<[":
         text = text.replace(character, f"\\{character}")
     return text
 
 
-def _pipes(rows: Iterable[list[str]]) -> str:
+def pipes(rows: Iterable[list[str]]) -> str:
     """Rows as a Markdown table, padded so that it can be read as plain text too."""
     rows = list(rows)
     widths = [max(3, *(len(row[i]) for row in rows)) for i in range(len(rows[0]))]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,9 @@ class Results:
     """What a results folder holds.
 
     ``cells`` has the columns ``CELL_COLUMNS`` and ``old_method`` and ``old_dataset``: a newer version of the cell's
-    method or dataset is among the cells. Those after ``stale`` are filled for done accuracy cells only, but for
-    ``imported``: a cell that was not trained here, which has a ``provenance`` and neither versions nor counts.
+    method or dataset is among the cells. A version is a tuple: a composed method has that of each of its parts. Those
+    after ``stale`` are filled for done accuracy cells only, but for ``imported``: a cell that was not trained here,
+    which has a ``provenance`` and neither versions nor counts.
     ``scores`` has ``SCORE_COLUMNS`` and holds the finite scores of done cells, as fractions; ``metrics`` says how each
     is printed. The IoU of a class is a metric of its own, ``iou:<class>``.
     ``skipped`` has a line for each thing that could not be used.
@@ -71,16 +73,17 @@ def read_results(folder: Path, *, needed: bool = True) -> Results:
     Measurements of speed are left out.
 
     Args:
-        needed: False to get empty results where no cell is done.
+        needed: False to get empty results where no cell is done, or none is there.
 
     Raises:
         NoResults: the folder is missing or, where they are needed, holds no done cell.
     """
     cells_folder = folder / "cells"
-    if not cells_folder.is_dir():
+    if needed and not cells_folder.is_dir():
         raise NoResults(f"{cells_folder} is no folder: no cell has run yet. {next_command(folder)}")
     cells, scores, metrics, skipped = [], [], {}, []
-    for path in sorted(p for p in cells_folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
+    there = cells_folder.iterdir() if cells_folder.is_dir() else []
+    for path in sorted(p for p in there if p.is_dir() and not p.name.startswith(".")):
         try:
             if read_json(path / "cell.json")["spec"]["kind"] == SPEED:
                 continue  # read by analysis.speed
@@ -99,8 +102,7 @@ def read_results(folder: Path, *, needed: bool = True) -> Results:
     _fill_defaults(cells)
     frame = pd.DataFrame(cells, columns=list(CELL_COLUMNS))
     for plugin in ("method", "dataset"):
-        versions = frame[f"{plugin}_version"]
-        frame[f"old_{plugin}"] = versions < versions.groupby(frame[plugin]).transform("max")
+        frame[f"old_{plugin}"] = _superseded(frame[plugin], frame[f"{plugin}_version"])
     if needed and not (frame["state"] == DONE).any():
         raise NoResults(_nothing_done(folder, frame, skipped))
     return Results(frame, pd.DataFrame(scores, columns=list(SCORE_COLUMNS)), metrics, tuple(skipped))
@@ -134,11 +136,11 @@ def _read_cell(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "seed": int(spec["seed"]),
         "setting": canonical(setting),
         "method": method["name"],
-        "method_version": math.nan if imported else method["version"],
+        "method_version": () if imported else _version(method),
         "parameters": parameters,
         "resolved_parameters": parameters,
         "dataset": dataset["name"],
-        "dataset_version": math.nan if imported else dataset["version"],
+        "dataset_version": () if imported else _version(dataset),
         "dataset_parameters": dataset.get("parameters", {}),
         "shots": str(dataset.get("shots") or ""),
         "title": dataset["name"],
@@ -165,6 +167,21 @@ def _read_cell(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "train_images_available": result["training"]["train_images_available"],
     }
     return cell, result
+
+
+def _version(plugin: dict[str, Any]) -> tuple[int, ...]:
+    """A plugin's version, of each part of a composed one."""
+    version = plugin["version"]
+    return tuple(version) if isinstance(version, list) else (version,)
+
+
+def _superseded(names: Iterable[str], versions: Iterable[tuple[int, ...]]) -> list[bool]:
+    """Which of the versions are older than another of the same name."""
+    named = list(zip(names, versions, strict=True))
+    newest: dict[str, tuple[int, ...]] = {}
+    for name, version in named:
+        newest[name] = max(newest.get(name, ()), version)
+    return [bool(version) and version < newest[name] for name, version in named]
 
 
 def _fill_defaults(cells: list[dict[str, Any]]) -> None:

@@ -78,11 +78,15 @@ def file_part(label: str, name: str) -> str:
 
 
 def _row(cell: Cell) -> str:
-    version = [f"version {cell.method_version}"] if cell.old_method else []
+    version = [_version(cell.method_version)] if cell.old_method else []
     imported = ["imported"] if cell.imported else []
     return in_words(cell.method, *assignments(cell.parameters), *version, *imported)
 
 
+def _version(version: tuple[int, ...]) -> str:
+    return f"version {'+'.join(map(str, version))}"
+
+
 def _data(cell: Cell) -> str:
-    version = [f"version {cell.dataset_version}"] if cell.old_dataset else []
+    version = [_version(cell.dataset_version)] if cell.old_dataset else []
     return in_words(cell.dataset, *assignments(cell.dataset_parameters), shots_in_words(cell.shots), *version)

@@ -18,7 +18,7 @@ from analysis.speed import RATES, Measurement, file_name, ratio, reference_of
 from analysis.statistics import Summary
 
 WHOLE, SCALES = 14, 3
-TITLES = {WHOLE: "Speed of training and inference", SCALES: "Speed of several scales at once"}
+TITLES = {WHOLE: "Speed of training and inference", SCALES: "One scale chosen or all at once, speed"}
 PAPER_DEVICE = "V100"
 PAPER_MACHINE = "micro-batch 1"
 BUSY_CORES = 0.25  # cores that worked for others, above which it is said

@@ -1,6 +1,7 @@
 """``python -m analysis.tables``: the tables of the paper, and plain ones, made again from the results.
 
-A table is a pure function of the files in ``results/cells``: no time, no host and no order of folders enters it.
+A table is a pure function of the files in ``results/cells`` and ``results/probe``: no time, no host and no order of
+folders enters it. ``--ledger`` needs no results: it shows what the paper's own numbers disagree about.
 """
 
 from __future__ import annotations
@@ -13,11 +14,12 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis import speed_tables, terminal
+from analysis import probe, speed_tables, terminal
 from analysis.building import paper_table, plain_tables
 from analysis.latex import latex
 from analysis.layout import Table
-from analysis.paper import TITLES
+from analysis.ledger import book
+from analysis.paper import TITLES, own_rows
 from analysis.render import long_csv, markdown
 from analysis.results import NoResults, Results, next_command, read_results
 from analysis.source import sources
@@ -25,7 +27,8 @@ from analysis.speed import read_measurements
 
 FORMATS: dict[str, Callable[[Table], str]] = {"md": markdown, "csv": long_csv, "tex": latex}
 SPEED_TABLES = {str(number) for number in speed_tables.TITLES}
-_NUMBERS = sorted({*map(str, TITLES), *SPEED_TABLES}, key=int)
+PROBE_TABLE = str(probe.NUMBER)
+_NUMBERS = sorted({PROBE_TABLE, *map(str, TITLES), *SPEED_TABLES}, key=int)
 PROTOCOLS = ("paper", "literature")
 
 
@@ -33,13 +36,14 @@ def make_tables(results: Results, *, protocol: str = "paper", wanted: Sequence[s
     """All tables, setting by setting, the setting with most done cells first.
 
     Args:
-        wanted: numbers of the paper's tables and names of datasets; nothing means every table of the paper, and
-            a plain one for each dataset with results that none of those shows.
+        wanted: numbers of the paper's tables and names of datasets; nothing means every table of the paper with
+            a row that was run and that no earlier one has, and a plain one for each dataset with other results.
     """
     tables: list[Table] = []
     for source in sources(results, protocol):
         numbers = [number for number in TITLES if not wanted or str(number) in wanted]
-        papers = [table for number in numbers if (table := paper_table(number, source))]
+        made = {number: table for number in numbers if (table := paper_table(number, source))}
+        papers = [table for number, table in made.items() if wanted or any(map(table.was_run, own_rows(number)))]
         tables += papers
         if not wanted:
             tables += plain_tables(source, without=papers)
@@ -65,18 +69,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console = Console(highlight=False)
     folder, formats = options.out or options.results / "tables", options.format or list(FORMATS)
     try:
-        measured, unread = read_measurements(options.results)
-        results = read_results(options.results, needed=not measured)
-        for line in (*results.skipped, *unread):
-            print(f"skipped {line}", file=sys.stderr)
-        wanted = _wanted(options, results)
-        tables = make_tables(results, protocol=options.protocol, wanted=wanted)
-        tables += speed_tables.speed_tables(measured, wanted) if not wanted or set(wanted) & SPEED_TABLES else []
-        if not tables:
-            raise NoResults(_nothing(options, options.table))
-        absent = [name for name in options.table if name not in {table.subject for table in tables}]
-        if absent:
-            print(_nothing(options, absent), file=sys.stderr)
+        if options.ledger:
+            findings = book.ledger()
+            book.show(findings, console)
+            console.print(f"wrote {book.write(findings, folder)}", soft_wrap=True, markup=False)
+            return 0
+        tables = _tables(options)
         for table in tables:
             terminal.show(table, console)
         write_tables(tables, folder, formats)
@@ -89,6 +87,30 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _tables(options: argparse.Namespace) -> list[Table]:
+    """All wanted tables of all kinds; what could not be read, and what is wanted in vain, is said.
+
+    Raises:
+        NoResults: an unknown table, or no table at all.
+    """
+    probes, unread_probes = probe.read_probes(options.results)
+    measured, unread = read_measurements(options.results)
+    results = read_results(options.results, needed=not (measured or probes))
+    for line in (*results.skipped, *unread, *unread_probes):
+        print(f"skipped {line}", file=sys.stderr)
+    wanted = _wanted(options, results)
+    table0 = probe.probe_table(probes) if not wanted or PROBE_TABLE in wanted else None
+    tables = [table0] if table0 else []
+    tables += make_tables(results, protocol=options.protocol, wanted=wanted)
+    tables += speed_tables.speed_tables(measured, wanted) if not wanted or set(wanted) & SPEED_TABLES else []
+    absent = [name for name in wanted if name not in {table.subject for table in tables}]
+    if not tables:
+        raise NoResults(_nothing(options, wanted))
+    if absent:
+        print(_nothing(options, absent), file=sys.stderr)
+    return tables
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m analysis.tables", description="Make the tables from the results.")
     parser.add_argument("--results", type=Path, default=Path("results"), help="the results folder (default: results)")
@@ -99,6 +121,9 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="how it was scored (default: paper)")
     parser.add_argument("--format", action="append", choices=list(FORMATS), help="may be repeated (default: all)")
+    parser.add_argument(
+        "--ledger", action="store_true", help="show what the paper's own numbers disagree about, and write ledger.md"
+    )
     return parser
 
 
@@ -106,8 +131,9 @@ def _wanted(options: argparse.Namespace, results: Results) -> list[str]:
     known = [*_NUMBERS, *sorted(set(results.cells["dataset"]))]
     for name in options.table:
         if name not in known:
+            usual = next(iter(TITLES))
             raise NoResults(
-                f"unknown table {name!r}. Known: {', '.join(known)}. Next: python -m analysis.tables --table {known[0]}"
+                f"unknown table {name!r}. Known: {', '.join(known)}. Next: python -m analysis.tables --table {usual}"
             )
     return options.table
 
@@ -115,8 +141,10 @@ def _wanted(options: argparse.Namespace, results: Results) -> list[str]:
 def _nothing(options: argparse.Namespace, names: Sequence[str]) -> str:
     subject = f"table {', '.join(names)}" if names else "any table"
     told = f"no done cell below {options.results / 'cells'} belongs to {subject}"
-    matrix = next((f"table{name}" for name in names if name.isdecimal()), "table1")
-    if names and set(names) <= SPEED_TABLES:
+    if names == [PROBE_TABLE]:
+        return f"no probe is below {options.results / 'probe'}. Next: python -m bench.probe --help"
+    matrix = next((f"table{name}" for name in names if name.isdecimal() and name != PROBE_TABLE), "table1")
+    if names and set(names) <= SPEED_TABLES - set(map(str, TITLES)):
         return f"{told}. {next_command(options.results, matrix, 'bench.speed')}"
     return f"{told} under the protocol {options.protocol}. {next_command(options.results, matrix)}"
 

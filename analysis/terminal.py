@@ -13,7 +13,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from analysis.layout import Column, Entry, Row, Table
-from analysis.render import SIZE_HEADING, difference, heading, paper_pieces, pieces
+from analysis.render import NOT_RUN, SIZE_HEADING, difference, heading, paper_pieces, pieces
 
 _STYLES = {1: "bold", 2: "underline"}
 _GAP = 2
@@ -30,9 +30,10 @@ def show(table: Table, console: Console) -> None:
     run = [group for group in table.groups().values() if any(table.was_run(row.label, group) for row in table.rows)]
     for number, columns in enumerate(_parts(table, run, console.width)):
         console.print()
+        with_size = table.has_sizes and number == 0
         if len(table.groups()) > 1:
-            console.print(_group_names(table, columns, with_size=number == 0))
-        console.print(_grid(table, columns, with_size=number == 0))
+            console.print(_group_names(table, columns, with_size=with_size))
+        console.print(_grid(table, columns, with_size=with_size))
     console.print()
     absent = [name for name, group in table.groups().items() if group not in run]
     notes = [f"Not run here, in the files only: {', '.join(absent)}."] if absent else []
@@ -51,7 +52,7 @@ def _parts(table: Table, groups: Sequence[list[Column]], width: int) -> list[lis
 
     A group is only cut where it is too wide on its own.
     """
-    size = _GAP + _size_width(table)
+    size = _GAP + _size_width(table) if table.has_sizes else 0
     room = max(0, width - _name_width(table))
     widths = {column: _GAP + len(_aligned(table, column)[0][0]) for group in groups for column in group}
     units = []
@@ -133,11 +134,13 @@ def _pieces(table: Table, column: Column) -> dict[tuple[str, str], tuple[str, st
 def _aligned(table: Table, column: Column) -> tuple[list[str], dict[tuple[str, str], str]]:
     """A column's heading, in lines, and its texts, padded so that points and signs stand below each other."""
     parts = _pieces(table, column)
-    first, second, third = (max(len(part[i]) for part in parts.values()) for i in range(3))
+    numbers = [part for part in parts.values() if part[0] != NOT_RUN]
+    first, second, third = (max((len(part[i]) for part in numbers), default=0) for i in range(3))
     words = heading(column).replace(" ↑", "\N{NO-BREAK SPACE}↑").replace(" ↓", "\N{NO-BREAK SPACE}↓").split(" ")
-    width = max(first + second, *map(len, words))
+    width = max(first + second, *map(len, words), *(len(part[0]) for part in parts.values()))
     lines = [f"{line:>{width}}{'':<{third}}" for line in textwrap.wrap(" ".join(words), width)]
-    return lines, {key: f"{a:>{width - second}}{b:<{second}}{c:<{third}}" for key, (a, b, c) in parts.items()}
+    texts = {key: f"{a:>{width - second}}{b:<{second}}{c:<{third}}" for key, (a, b, c) in parts.items()}
+    return lines, texts | {key: f"{a:>{width}}{c:<{third}}" for key, (a, _, c) in parts.items() if a == NOT_RUN}
 
 
 def _styled(text: str, entry: Entry, kind: str) -> Text:

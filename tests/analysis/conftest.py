@@ -26,7 +26,12 @@ METRICS = {
     "label_mae": {"label": "label MAE", "better": "lower"},
     "mber": {"label": "mBER", "better": "lower"},
 }
-DEFAULTS = {"lora": {"rank": 3}, "conv_lora": {"rank": 3, "num_experts": 8, "routing": "moe"}}
+DEFAULTS = {
+    "lora": {"rank": 3},
+    "conv_lora": {"rank": 3, "num_experts": 8, "routing": "moe", "scales": None},
+    "vpt": {"num_tokens": 12},
+    "conv_lora+vpt": {"rank": 3, "num_experts": 8, "routing": "moe", "scales": None, "vpt.num_tokens": 12},
+}
 
 
 class ResultsFolder:
@@ -49,7 +54,7 @@ class ResultsFolder:
         parameters: Mapping[str, Any] | None = None,
         dataset_parameters: Mapping[str, Any] | None = None,
         shots: int | None = None,
-        version: int = 1,
+        version: int | list[int] = 1,
         dataset_version: int = 1,
         regime: Mapping[str, Any] | None = None,
         train_images: int = 2000,

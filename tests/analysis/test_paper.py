@@ -35,6 +35,7 @@ def test_numbers_are_text_as_printed(number, method, dataset, metric, value, err
 
 POLYPS = ["Kvasir", "CVC-612", "CVC-ColonDB", "ETIS", "CVC-T"]
 S_E_F_MAE = ["Sα", "Eφ", "Fβw", "MAE"]  # noqa: RUF001
+ISIC = [f"ISIC 2017 {metric}" for metric in ("Jac", "T-Jac", "Dice", "Acc")]
 COLUMNS = {
     1: [
         *(f"{name} {metric}" for name in ("Kvasir", "CVC-612") for metric in S_E_F_MAE[:2]),
@@ -43,7 +44,7 @@ COLUMNS = {
         "SBU BER", "Leaf IoU", "Leaf Dice", "Road IoU", "Road Dice",
     ],
     5: [f"{name} {metric}" for name in POLYPS for metric in S_E_F_MAE],
-    6: [f"ISIC 2017 {metric}" for metric in ("Jac", "T-Jac", "Dice", "Acc")],
+    6: ISIC,
     7: [f"{name} {metric}" for name in ("CHAMELEON", "CAMO", "COD10K") for metric in S_E_F_MAE],
     8: ["SBU BER"],
     9: ["Leaf IoU", "Leaf Dice", "Leaf Acc"],
@@ -54,17 +55,20 @@ COLUMNS = {
         *(f"Trans10K-v2: IoU {name}" for name in datasets.registry["trans10k_v2"].classes),
         "Trans10K-v2 mIoU",
     ],
+    3: ISIC,
+    **{number: ["Leaf IoU", "Leaf Dice", "Leaf Acc", *ISIC] for number in (4, 13)},
     11: ["Trans10K-v2 Acc", "Trans10K-v2 mIoU"],
+    12: [f"{name} {metric}" for name in ("CVC-ColonDB", "ETIS") for metric in S_E_F_MAE],
     15: [f"Trans10K-v2: mIoU {shots}" for shots in ("1 shot", "2 shots", "4 shots", "8 shots", "16 shots")],
 }  # fmt: skip
-SEVERAL = (2, 11, 15)
-BINARY = [number for number in paper.TITLES if number not in SEVERAL]
+SEVERAL, ABLATIONS = (2, 11, 15), (3, 4, 12, 13)
+BINARY = [number for number in paper.TITLES if number not in (*SEVERAL, *ABLATIONS)]
 METHODS = ["decoder-only", "BitFit", "Adapter", "VPT", "LST", "SAM-Adapter", "SSF", "LoRA", "Conv-LoRA"]
 
 
 @pytest.mark.parametrize("number", paper.TITLES)
 def test_columns_are_the_papers(number: int) -> None:
-    lines = paper.lines_of(number)
+    lines = paper.scored_lines(number)
     headings = [paper.heading(line) for line in lines.itertuples()]
     assert list(dict.fromkeys(f"{group} {label}" for group, label, _ in headings)) == COLUMNS[number]
     assert not lines.duplicated(["method", "dataset", "metric"]).any()
@@ -94,6 +98,28 @@ def test_tables_of_several_classes_are_complete(number: int, rows: list[str], co
     assert len(lines) == count
 
 
+@pytest.mark.parametrize(
+    ("number", "rows"),
+    [
+        (3, ["Multi-scale", "Conv-LoRA"]),
+        (4, ["single-scale-1", "single-scale-2", "single-scale-4", "single-scale-8"]),
+        (12, ["VPT", "Conv-LoRA", "Conv-LoRA+VPT"]),
+        (13, ["Inception", "MoE-Conv"]),
+    ],
+)
+def test_ablations_are_complete(number: int, rows: list[str]) -> None:
+    lines = paper.scored_lines(number)
+    assert list(dict.fromkeys(lines["method"])) == rows
+    assert len(lines) == len(rows) * len(COLUMNS[number])
+
+
+def test_rows_that_no_earlier_table_has() -> None:
+    assert paper.own_rows(3) == ("Multi-scale",)
+    assert paper.own_rows(12) == ("Conv-LoRA+VPT",)
+    assert paper.own_rows(13) == ("Inception", "MoE-Conv")
+    assert len(paper.own_rows(1)) == 11 and len(paper.own_rows(6)) == 10, "all of them where a table has none"
+
+
 def test_which_mean_iou_the_paper_prints_follows_from_its_ious() -> None:
     lines = paper.lines_of(2)
     of_v2 = lines[lines["dataset"] == "trans10k-v2"]
@@ -118,7 +144,7 @@ def test_table_1_repeats_the_full_tables() -> None:
 
 @pytest.mark.parametrize("number", paper.TITLES)
 def test_each_number_stands_for_something_we_score(number: int) -> None:
-    for line in paper.lines_of(number).itertuples():
+    for line in paper.scored_lines(number).itertuples():
         dataset = datasets.load(line.our_dataset)
         metrics = metrics_of(dataset.num_classes)
         metric, _, class_name = line.our_metric.partition(":")
@@ -148,6 +174,11 @@ def test_numbers_of_binary_tables_are_means_over_images(number: int) -> None:
         (3, "Multi-scale", "jaccard", {"parameters": {"routing": "sum"}}, True),
         (3, "Multi-scale", "jaccard", {"parameters": {}}, False),
         (3, "Multi-scale", "jaccard", {"parameters": {"routing": "sum", "rank": 6}}, False),
+        (4, "single-scale-4", "jaccard", {"parameters": {"scales": [4]}}, True),
+        (4, "single-scale-4", "jaccard", {"parameters": {"scales": [2]}}, False),
+        (4, "single-scale-4", "jaccard", {"parameters": {"scales": [4, 2]}}, False),
+        (13, "MoE-Conv", "jaccard", {"parameters": {"num_experts": 4}}, True),
+        (13, "MoE-Conv", "jaccard", {"parameters": {"num_experts": 4, "gate": "image"}}, False),
     ],
 )
 def test_cells_of_a_line(folder, number, method, metric, cell, fits: bool) -> None:

@@ -50,7 +50,7 @@ def test_a_newer_version_supersedes(folder) -> None:
     folder.add(method="lora", version=2)
     folder.add(method="conv_lora", version=1)
     cells = read_results(folder.path).cells
-    assert cells[cells["old_method"]][["method", "method_version"]].to_numpy().tolist() == [["lora", 1]]
+    assert cells[cells["old_method"]][["method", "method_version"]].to_numpy().tolist() == [["lora", (1,)]]
     assert not cells["old_dataset"].any()
 
 

@@ -210,3 +210,25 @@ def test_a_table_of_speed_that_nothing_was_measured_for(folder, capsys):
     folder.add()
     assert main(["--results", str(folder.path), "--table", "14"]) == 2
     assert "python -m bench.speed --matrix table14" in capsys.readouterr().err
+
+
+def test_table_3_is_two_tables_where_both_were_run(folder, measure, capsys):
+    measure("lora", 20.0)
+    measure("conv_lora", 10.0, parameters={"routing": "sum"})
+    assert main(["--results", str(folder.path), "--table", "3", "--format", "md"]) == 0
+    folder.add(parameters={"routing": "sum"}, scores={"iou": 0.5})
+    assert main(["--results", str(folder.path), "--table", "3", "--format", "md"]) == 0
+    files = {path.name: path.read_text() for path in (folder.path / "tables").iterdir()}
+    scores, speed = files["table3-vit_h-1024-bf16.md"], files["table3-nvidia-h200-vit-h-1024-px-bf16.md"]
+    assert len(files) == 2 and "77.4" in scores and "0.79" not in scores and "0.79" in speed and "77.4" not in speed
+    assert "scores" in scores.splitlines()[0] and "speed" in speed.splitlines()[0]
+    capsys.readouterr()
+
+
+def test_one_command_makes_tables_of_scores_and_of_speed(folder, measure, capsys):
+    measure("lora", 20.0)
+    folder.add()
+    assert main(["--results", str(folder.path), "--format", "csv"]) == 0
+    subjects = {path.name.partition("-")[0] for path in (folder.path / "tables").iterdir()}
+    assert subjects == {"table1", "table6", "table14"}
+    capsys.readouterr()
