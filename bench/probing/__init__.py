@@ -1,0 +1,1 @@
+"""Linear probing of frozen image encoders: the parts of ``python -m bench.probe``."""
