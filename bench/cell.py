@@ -217,6 +217,11 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--micro-batch", type=int, default=0, help="images a forward pass; changes speed and memory only"
     )
+    parser.add_argument("--attention", default="auto", help="a way to compute attention (default: the fastest known)")
+    parser.add_argument(
+        "--checkpointing", default="none", help="none, blocks or selective: what is computed twice to save memory"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the encoder's blocks")
     parser.add_argument(
         "--checkpoint", help="path of the checkpoint on this machine, where the cell's was given as a path"
     )

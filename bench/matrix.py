@@ -149,12 +149,14 @@ def override(matrix: Matrix, settings: Mapping[str, Any]) -> Matrix:
     if isinstance(fixed.get("seeds"), int):
         fixed["seeds"] = [fixed["seeds"]]
     regime = {k: v for k, v in settings.items() if k not in top}
-    blocks = [
-        block.model_dump(exclude_unset=True)
-        | fixed
-        | ({} if block.kind == SPEED else {"regime": _regime(block.regime) | regime})
-        for block in matrix.cells
-    ]
+    blocks = []
+    for block in matrix.cells:
+        changed = block.model_dump(exclude_unset=True) | fixed
+        if block.kind == SPEED:
+            changed.pop("seeds", None)
+        else:
+            changed["regime"] = _regime(block.regime) | regime
+        blocks.append(changed)
     try:
         return Matrix(**{**matrix.model_dump(), **fixed, "cells": blocks})
     except ValidationError as error:
@@ -218,14 +220,14 @@ def _list_fields(name: str, registry: Any) -> frozenset[str]:
 
 
 def expand(matrix: Matrix, *, precision: str) -> list[Entered]:
-    """All cells of a matrix, seeds outermost so that a whole table with one seed exists early; duplicates once.
+    """All cells of a matrix that train, seeds outermost so that a whole table with one seed exists early; each once.
 
     Args:
-        matrix: the matrix.
+        matrix: the matrix; blocks of kind "speed" are left to :func:`bench.timing.cells.expand`.
         precision: what "auto" means on the devices at hand.
 
     Raises:
-        MatrixError: a name that nobody registered, or a value that a plugin does not take.
+        MatrixError: a name that nobody registered, a value that a plugin does not take, or no cell that trains.
     """
     try:
         return _expand(matrix, precision)
@@ -238,9 +240,10 @@ def _expand(matrix: Matrix, precision: str) -> list[Entered]:
     import methods
 
     found: dict[str, tuple[int, Entered]] = {}
-    for block in matrix.cells:
-        if block.kind == SPEED:
-            raise MatrixError(f"cells of kind 'speed' are for python -m bench.speed --matrix {matrix.name}")
+    training = [block for block in matrix.cells if block.kind != SPEED]
+    if matrix.cells and not training:
+        raise MatrixError(f"cells of kind 'speed' are for python -m bench.speed --matrix {matrix.name}")
+    for block in training:
         seeds = matrix.seeds if block.seeds is None else block.seeds
         product = itertools.product(
             entries(block.datasets, datasets.registry),

@@ -1,7 +1,8 @@
 """Run a matrix of cells: ``python -m bench.run --matrix smoke``.
 
 Plans, executes what is not done yet on the devices at hand, keeps MLflow up to date, and says what to do next.
-A second run of a finished matrix executes nothing.
+A second run of a finished matrix executes nothing. What a matrix has of measurements of speed is handed to
+``bench.speed`` when all trainings have ended.
 """
 
 from __future__ import annotations
@@ -199,29 +200,54 @@ def main(words: Sequence[str] | None = None) -> int:
 
 def _main(options: argparse.Namespace, console: Console) -> int:
     check_packages()
-    chosen = matrices.override(matrices.read(options.matrix), settings(options.set))
-    from bench import devices
+    changes, wanted = settings(options.set), filters(options.only)
+    chosen = matrices.override(matrices.read(options.matrix), changes)
+    from bench import counts, devices, speed_part
     from bench import plan as planning
     from bench.store import Results
 
-    places = devices.slots(options.devices)
-    entered = matrices.select(matrices.expand(chosen, precision=devices.precision_for(places)), filters(options.only))
+    places, results = devices.slots(options.devices), Results(options.results)
+    precision = devices.precision_for(places)
+    entered, kinds = matrices.expand(chosen, precision=precision), speed_part.kinds(chosen, wanted)
+    training, asked = speed_part.TRAINS in kinds, "speed" in wanted.pop("kind", [])
+    entered = matrices.select(entered, wanted) if training else []
     fit.check(item.cell for item in entered)
-    results = Results(options.results)
     plan = planning.make(
         entered, results, data_root=options.data_root, allow_broken=options.allow_broken, rerun=options.rerun
     )
-    print_plan(plan, places, options, console)
+    speed = None
+    if "speed" in kinds:
+        speed = speed_part.part(options.matrix, changes, places, options.results, asked=asked)
+    if training:
+        print_plan(plan, places, options, console)
+    if speed:
+        console.print(str(speed), soft_wrap=True)
+    if options.dry_run:
+        states = {cell.id: cell.state for cell in plan.cells} | (speed.states(results) if speed else {})
+        device = speed.device_model() if speed else ""
+        for line in counts.by_table(states, changes, precision=precision, device=device):
+            console.print(line)
     print_unusable(plan, options, console)
     if options.dry_run:
         return 0
+    code = _train(plan, places, options, console) if training else 0
+    if speed and speed.runs and code in (0, 1):
+        code = speed.measure() or code
+    return code
+
+
+def _train(plan: Any, places: Sequence[Any], options: argparse.Namespace, console: Console) -> int:
+    """Run the plan's cells and say how it went; returns the exit code."""
+    from bench import plan as planning
+    from bench.store import Results
+
     if plan.broken:
         print("error: files of datasets are broken (above); nothing was started", file=sys.stderr)
         return 2
     if plan.missing and not options.skip_missing:
         print("error: datasets are missing (above); --skip-missing goes on without their cells", file=sys.stderr)
         return 2
-    planning.write(plan, results)
+    planning.write(plan, Results(options.results))
     fetch_checkpoints(plan, console)
     ended, stopped = execute(plan, places, options, console)
     executed = sum(count for state, count in ended.items() if state != "not started")

@@ -25,19 +25,28 @@ GRACE_SECONDS = 15.0  # for a cell to record that it was interrupted
 
 @dataclass(frozen=True)
 class CellOptions:
-    """What is passed on to every cell's process and changes no result; ``more`` are further words."""
+    """What is passed on to every cell's process and changes no result; ``more`` are further words.
+
+    What is None or empty is left to ``python -m bench.cell``.
+    """
 
     data_root: Path | None = None
     micro_batch: int = 0
     allow_broken: bool = False
     more: tuple[str, ...] = ()
+    attention: str | None = None
+    checkpointing: str | None = None
+    compile: bool = False
 
     def words(self) -> list[str]:
         """As command-line words of ``python -m bench.cell``."""
         words = [*self.more, *(["--allow-broken"] if self.allow_broken else [])]
         if self.data_root:
             words += ["--data-root", str(self.data_root)]
-        return words + (["--micro-batch", str(self.micro_batch)] if self.micro_batch else [])
+        given = {"micro-batch": self.micro_batch, "attention": self.attention, "checkpointing": self.checkpointing}
+        for name, value in given.items():
+            words += [f"--{name}", str(value)] if value else []
+        return words + (["--compile"] if self.compile else [])
 
 
 @dataclass(frozen=True)

@@ -40,6 +40,10 @@ def parse(words: Sequence[str] | None) -> argparse.Namespace:
     add("--image-size", type=_positive, help="in place of the matrix's")
     add("--precision", choices=("auto", "fp32", "bf16"), help="in place of the matrix's")
     add("--batch", type=_positives, default=[], metavar="N,...", help="micro-batches in place of the matrix's: 1,4")
+    add("--machine", action="append", default=[], metavar="KEY=VALUE,...", help=(
+        "how models are executed, in place of the matrix's: attention=folded,bias, checkpointing=none,selective, "
+        "compile=false,true"
+    ))  # fmt: skip
     add("--repeats", type=_positive, default=Pace.repeats, help="how often each is timed (default: %(default)s)")
     add("--seconds", type=float, default=Pace.seconds, help="how long each of these times is (default: %(default)s)")
     add("--threads", type=_positive, help="CPU threads (default: all cores)")
@@ -112,12 +116,13 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     for line in others:
         console.print(f"MEASURED BESIDE OTHERS: {line}", style="bold red")
 
-    model = surroundings.device_model(_here(slot), slot.threads)
+    model = surroundings.device_model(device_of(slot), slot.threads)
     matrix = matrices.read(options.matrix or (SMALL if slot.device == "cpu" else LARGE))
     given = {"backbone": options.backbone, "image_size": options.image_size, "precision": options.precision}
     settings = {key: value for key, value in given.items() if value is not None}
     methods = cells.read_methods(options.methods) if options.methods else []
-    matrix = cells.changed(matrix, settings, methods, options.batch)
+    machine = cells.read_machine(options.machine) | ({"micro_batch": options.batch} if options.batch else {})
+    matrix = cells.changed(matrix, settings, methods, machine)
     entered = cells.expand(matrix, precision=precision_for([slot]), device=model, clock=options.clock)
 
     results = Results(options.results)
@@ -134,7 +139,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     return 130 if stopped else int(failed)
 
 
-def _here(slot: Slot) -> str:
+def device_of(slot: Slot) -> str:
     """The slot's device as this process calls it: the slot's own process sees no other GPU."""
     return "cpu" if slot.device == "cpu" else f"cuda:{slot.label.removeprefix('gpu ')}"
 

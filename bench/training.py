@@ -20,7 +20,7 @@ from bench.losses import task_loss
 from bench.metrics import metrics_of, validation_of
 from bench.prediction import at_image_size
 from bench.regime import Regime
-from methods.base import Model
+from methods.base import Execution, Model
 from methods.randomness import image_keys
 
 CHECK_EVERY = 16  # steps between looks at the losses: each look waits for the device
@@ -38,11 +38,26 @@ class Machine:
         device: "cpu", "cuda", "cuda:1".
         precision: "fp32" or "bf16" (autocast; weights stay float32).
         micro_batch: images a forward pass, 0 for the whole batch.
+        attention, checkpointing, compile: as in :class:`methods.base.Execution`.
+
+    Raises:
+        ValueError: what an ``Execution`` cannot be.
     """
 
     device: str = "cpu"
     precision: str = "fp32"
     micro_batch: int = 0
+    attention: str = Execution.attention
+    checkpointing: str = Execution.checkpointing
+    compile: bool = Execution.compile
+
+    def __post_init__(self) -> None:
+        _ = self.execution
+
+    @property
+    def execution(self) -> Execution:
+        """What a model is told of it."""
+        return Execution(self.attention, self.checkpointing, self.compile)
 
     def autocast(self) -> torch.autocast:
         """The context in which models run."""
@@ -137,10 +152,8 @@ class Trainer:
         self.progress, self.record = Progress(), Training()
         self.task_loss = task_loss(regime)
         make = torch.optim.AdamW if regime.optimizer == "adamw" else torch.optim.Adam
-        fused = {"fused": True} if machine.device != "cpu" else {}
-        self.optimiser = make(
-            parameter_groups(model, regime.weight_decay), lr=regime.lr, betas=regime.betas, eps=regime.eps, **fused
-        )
+        groups = parameter_groups(model, regime.weight_decay)
+        self.optimiser = make(groups, lr=regime.lr, betas=regime.betas, eps=regime.eps, fused=True)
 
     def fit(self, train: SquashedSplit, validation: SquashedSplit) -> Training:
         """Train, validate every epoch, and leave the model at its best epoch.
@@ -189,7 +202,7 @@ class Trainer:
             if progress.step >= progress.steps:
                 break
             rate = self._set_rate()
-            pending.append(Step(progress.step + 1, batch.indices, *self._step(*batch)))
+            pending.append(Step(progress.step + 1, batch.indices, *self.step(*batch)))
             progress.step += 1
             seen += len(batch.indices)
             if self.record.first_step_at is None:
@@ -213,10 +226,20 @@ class Trainer:
             group["lr"] = self.regime.lr * decay
         return self.regime.lr * decay
 
-    def _step(
+    def step(
         self, images: Tensor, masks: Tensor, indices: list[int], found: Sequence[Tensor | None] = ()
     ) -> tuple[Tensor, Tensor]:
-        """One optimiser step; the loss of each image, (B,), and the gradient's norm, still on the device."""
+        """One optimiser step on a batch, in micro-batches, at the learning rate that was last set.
+
+        Args:
+            images: (B, 3, S, S) uint8.
+            masks: (B, S, S) uint8.
+            indices: of the images in their split; from them, the seed and the number of the step derives all noise.
+            found: embeddings that need not be computed, one an image or None.
+
+        Returns:
+            The loss of each image, (B,), and the gradient's norm before it was clipped, still on the device.
+        """
         count, device = len(indices), self.machine.device
         keys = image_keys(self.seed, self.progress.step, indices)
         size, losses = self.machine.micro_batch or count, []

@@ -38,6 +38,12 @@ class Watcher(Protocol):
     def scoring(self, test_set: str, done: int, total: int) -> None: ...
 
 
+def machine_of(cell: Cell, options: argparse.Namespace) -> Machine:
+    """Where and how the options have the cell computed."""
+    how = {name: getattr(options, name) for name in ("micro_batch", "attention", "checkpointing", "compile")}
+    return Machine(options.device, cell.spec["precision"], **how)
+
+
 def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, watcher: Watcher) -> None:
     """The whole work of a cell, committed at its end.
 
@@ -49,7 +55,7 @@ def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, w
     """
     seed, dataset, regime = cell.spec["seed"], cell.dataset(), cell.regime()
     torch.manual_seed(seed)
-    machine = Machine(options.device, cell.spec["precision"], options.micro_batch)
+    machine = machine_of(cell, options)
     context = cell.context()
     if options.checkpoint:
         context = replace(context, checkpoint=options.checkpoint)
@@ -60,6 +66,7 @@ def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, w
     splits = open_splits(cell, options.data_root, allow_broken=options.allow_broken)
     cache = open_cache(cell, splits)
     model = cell.method().build(context).to(options.device)
+    model.set_execution(machine.execution)
     log.info("%s: trainable parameters %s of %s", cell.id, *model.count().values())
     digest = checkpoint.digest()
     encoder = _encoder(cell, model, machine, splits, digest)
@@ -95,6 +102,7 @@ def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, w
             **asdict(record),
             "train_images_available": len(splits["train"]) if model.trainable() else 0,
             "micro_batch": options.micro_batch or regime.batch_size,
+            **asdict(machine.execution),
             "peak_memory_bytes": environment.peak_memory(options.device),
         },
         "environment": environment.describe(options.device),
@@ -110,7 +118,7 @@ def score_again(cell: Cell, attempt: Attempt, options: argparse.Namespace, watch
     Raises:
         FileNotFoundError: the cell has no result yet, or one with scores of a test set that is not here.
     """
-    folder, machine = attempt.cell, Machine(options.device, cell.spec["precision"])
+    folder, machine = attempt.cell, machine_of(cell, options)
     old = folder.result()
     if old is None:
         raise FileNotFoundError(f"{cell.id} has no result to score again; run it first: python -m bench.cell {cell.id}")
@@ -122,6 +130,7 @@ def score_again(cell: Cell, attempt: Attempt, options: argparse.Namespace, watch
             f"Bring these images back: python -m datasets fetch {cell.spec['dataset']['name']}"
         )
     model, cache = methods.load(folder.path).to(options.device), open_cache(cell, splits)
+    model.set_execution(machine.execution)
     before = folder.read()["evidence"]
     encoder = _encoder(cell, model, machine, splits, before["checkpoint"])
     scored, evaluation = _score(cell, model, splits, cache, encoder, machine, watcher)

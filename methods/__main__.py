@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from bench.registry import assignments
 from methods import Context, create, registry
 from methods.sam import SIZES, size_of
 
@@ -61,6 +62,9 @@ def main(words: Sequence[str] | None = None) -> int:
     commands = parser.add_subparsers(dest="command")
     check = commands.add_parser("check", help="run the conformance suite on a method")
     check.add_argument("name", help="a method, or several joined by +")
+    check.add_argument(
+        "parameters", nargs="*", metavar="KEY=VALUE", help="its parameters, e.g. rank=6 or vpt.num_tokens=5"
+    )
     check.add_argument("--backbone", dest="check_backbone", default="tiny", help="default: tiny")
     options = parser.parse_args(words)
     if options.classes < 1:
@@ -69,7 +73,9 @@ def main(words: Sequence[str] | None = None) -> int:
         if options.command == "check":
             from methods.check import check_method
 
-            return check_method(options.name, options.check_backbone)
+            example = 'check "conv_lora+vpt" vpt.num_tokens=5'
+            parameters = assignments(options.parameters, name="check", form="KEY=VALUE", example=example)
+            return check_method(options.name, parameters, backbone=options.check_backbone)
         names = [name for name in registry.names() if options.classes == 1 or create(name).several_classes]
         rows = [count(name, options.backbone, options.classes) for name in names]
     except ValueError as error:

@@ -49,6 +49,39 @@ class Context:
     mask_tokens: int = 10
 
 
+@dataclass(frozen=True)
+class Execution:
+    """How a model computes what it computes: speed and memory, no number beyond rounding.
+
+    Attributes:
+        attention: a way to compute attention, see ``methods.sam.attention_variants``; "auto" is the fastest known.
+        checkpointing: what the backward pass computes again instead of keeping it: "none"; "blocks", all inside encoder
+            blocks; "selective", what is cheap, while large products and attention are kept.
+        compile: compile encoder blocks, once for each shape of their input.
+
+    Raises:
+        ValueError: a value that is not among :data:`EXECUTIONS`.
+    """
+
+    attention: str = "auto"
+    checkpointing: str = "none"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        for name, allowed in EXECUTIONS.items():
+            value = getattr(self, name)
+            if type(value) is not type(allowed[0]) or value not in allowed:
+                raise ValueError(f"{name} = {value!r}; allowed: {', '.join(map(str, allowed))}")
+
+
+EXECUTIONS: dict[str, tuple[str, ...] | tuple[bool, ...]] = {
+    "attention": ("auto", "folded", "folded_unpadded", "bias", "explicit", "tiled", "flex"),
+    "checkpointing": ("none", "blocks", "selective"),
+    "compile": (False, True),
+}
+"""What an :class:`Execution` may say, the default first."""
+
+
 class Embedding(NamedTuple):
     """What an encoder hands to its decoder.
 
@@ -108,6 +141,18 @@ class Model(nn.Module, abc.ABC):
     def backbone_needs_grad(self) -> bool:
         """Whether gradients flow through the backbone; where they do not it runs without a graph."""
         return True
+
+    def set_execution(self, execution: Execution) -> None:
+        """Compute so from now on; parameters, their names and their values stay.
+
+        Raises:
+            ValueError: the model knows one way only, and this is another.
+        """
+        if execution != Execution():
+            raise ValueError(
+                f"{type(self).__name__} cannot be executed by {execution}; "
+                "leave --attention, --checkpointing and --compile out"
+            )
 
     @abc.abstractmethod
     def encode(self, images: Tensor, keys: Tensor | None = None) -> Embedding:

@@ -1,8 +1,8 @@
 """The conformance suite: what every method promises the harness, tried on a small model in under a minute.
 
 ``python -m methods check NAME`` runs it on any plugin, one's own included, with binary masks and with several classes;
-the project's tests run the same checks on all of them. A check raises :class:`Broken` with what is wrong, or returns
-why it does not apply.
+``KEY=VALUE`` words after the name are its parameters. The project's tests run the same checks on all methods. A check
+raises :class:`Broken` with what is wrong, or returns why it does not apply.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from __future__ import annotations
 import re
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -99,7 +100,7 @@ def check_a_saved_delta_gives_the_same_masks(subject: Subject) -> str | None:
     model, images = subject.build(), subject.batch[0]
     shake(model.trainable(), 0.02)
     digest = resolve(subject.backbone, "none").digest()
-    method = {"name": subject.name, "parameters": parameters_of(subject.method)}
+    method = {"name": subject.method.name, "parameters": parameters_of(subject.method)}
     with tempfile.TemporaryDirectory() as folder:
         save(model, Path(folder), {"method": method, "context": asdict(subject.context), "backbone_digest": digest})
         again = load(folder)
@@ -203,24 +204,27 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def check_method(name: str, backbone: str = "tiny") -> int:
+def check_method(name: str, parameters: Mapping[str, Any] | None = None, *, backbone: str = "tiny") -> int:
     """Run all checks, on several classes too where the method can, a line for each; returns 1 if any failed.
 
     Raises:
         bench.registry.UnknownName: no such method or backbone.
+        methods.compose.ParameterError: a parameter that the method does not take, or methods that do not combine.
     """
-    subject = Subject(name, backbone=backbone)
+    subject = Subject(name, parameters or {}, backbone=backbone)
+    given = parameters_of(subject.method, changed_only=True)
+    title = " ".join([subject.method.name, *(f"{key}={value}" for key, value in given.items())])
     tried = {"binary masks": subject}
     if subject.method.several_classes:
         tried[f"{SEVERAL} classes"] = replace(subject, num_classes=SEVERAL)
     failed = 0
     with one_thread():
         for kind, one in tried.items():
-            print(f"{name} on {kind}")
-            failed += sum(not passes(title, check, one) for title, check in CHECKS.items())
+            print(f"{title} on {kind}")
+            failed += sum(not passes(what, check, one) for what, check in CHECKS.items())
     if len(tried) == 1:
-        print(f"several classes: not tried, {name} is for binary masks only")
-    print(f"{name}: {'conforms' if not failed else f'{failed} checks failed'}")
+        print(f"several classes: not tried, {title} is for binary masks only")
+    print(f"{title}: {'conforms' if not failed else f'{failed} checks failed'}")
     return 1 if failed else 0
 
 

@@ -45,18 +45,20 @@ class ScaledConvolutions(nn.Module):
         """The sum of all experts' outputs, (n, r, H, W): the paper's multi-scale variant (table 3)."""
         return sum(self.expert(index, maps) for index in range(len(self.scales)))
 
-    def routed(self, maps: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    def routed(self, maps: Tensor, chosen: Tensor, weights: Tensor | None = None) -> Tensor:
         """For each map the weighted sum of its chosen experts, (n, r, H, W).
 
         Args:
             maps: (n, r, H, W).
             chosen: indices of experts, (n, k).
-            weights: their weights, (n, k).
+            weights: their weights, (n, k); None where they are all 1.
         """
         out = torch.zeros_like(maps)
         for index in range(len(self.scales)):
             sample, place = torch.where(chosen == index)
             if len(sample):
-                share = weights[sample, place].to(maps.dtype)[:, None, None, None]
-                out = out.index_add(0, sample, (share * self.expert(index, maps[sample])).to(out.dtype))
+                made = self.expert(index, maps[sample])
+                if weights is not None:
+                    made = weights[sample, place].to(made.dtype)[:, None, None, None] * made
+                out = out.index_add(0, sample, made.to(out.dtype))
         return out

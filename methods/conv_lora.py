@@ -9,6 +9,7 @@ noise, no factor of 0.01 in the balance loss, one expert an image. Added paramet
 
 from __future__ import annotations
 
+import math
 from typing import ClassVar, Literal, Self
 
 import torch
@@ -21,7 +22,7 @@ from methods.conv_experts import ScaledConvolutions
 from methods.fused_experts import FusedConvolutions
 from methods.lora import LoRALinear
 from methods.randomness import normal
-from methods.routing import route
+from methods.routing import Decision, choose, statistics
 from methods.sam.model import SamSegmenter
 from methods.sam.sizes import size_of
 
@@ -44,8 +45,9 @@ class ConvLoRALinear(LoRALinear):
     (r, in), ``lora_B`` (out, r), ``gate`` and ``noise`` (r, E), ``experts.weight`` (E, r, r, 3, 3) and
     ``experts.bias`` (E, r). Where nothing is chosen (one expert, or ``routing="sum"``) there is no gate.
 
-    After a call ``balance_loss`` holds the load-balancing loss per image, (B,), unweighted, or None outside
-    training, and ``expert_counts`` how many maps went to each expert, (B, E), or None without a gate.
+    After a call ``balance_loss`` is the load-balancing loss per image, (B,), unweighted, or None outside
+    training, and ``expert_counts`` how many maps went to each expert, (B, E), or None without a gate; for many layers
+    at once :func:`methods.routing.statistics` of what they leave as ``decision``.
 
     Args:
         base: the layer to adapt.
@@ -55,10 +57,12 @@ class ConvLoRALinear(LoRALinear):
         top_k: experts a map; more than one are summed with their gate weights.
         routing: "moe" routes, "sum" adds all experts up (the paper's multi-scale variant).
         scales: the experts' scales; their number replaces ``num_experts``.
-        gate: choose an expert per "window" (release) or per "image" (the paper's notation).
+        gate: choose an expert per "window" (release) or per "image" (the paper's notation); per image the mean is over
+            all windows, the zeros of their padding included, as in the release within a window.
         implementation: "explicit" resizes and convolves; "fused" gives the same numbers without resizing.
         variant: "released" or "paper", see the module's text.
         grid: (height, width) of the maps it will see, for which "fused" keeps its tables ready; other sizes work too.
+        maps: how many of them an image has, which lets a model draw the noise of all layers at once.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class ConvLoRALinear(LoRALinear):
         implementation: str = "fused",
         variant: str = "released",
         grid: tuple[int, int] | None = None,
+        maps: int | None = None,
     ) -> None:
         super().__init__(base, rank=rank, alpha=alpha)
         scales = tuple(range(1, num_experts + 1)) if scales is None else tuple(scales)
@@ -98,10 +103,20 @@ class ConvLoRALinear(LoRALinear):
         if self.routed:
             self.gate = nn.Parameter(torch.zeros(rank, len(scales)))
             self.noise = nn.Parameter(torch.zeros(rank, len(scales)))
+        decisions = 1 if self.gate_per_image else maps
+        self.noise_shape = (decisions, len(scales)) if self.routed and decisions else None
         self.random_keys: Tensor | None = None
+        self.noise_drawn: Tensor | None = None
         self.salt = 0
-        self.balance_loss: Tensor | None = None
-        self.expert_counts: Tensor | None = None
+        self.decision: Decision | None = None
+
+    @property
+    def balance_loss(self) -> Tensor | None:
+        return None if self.decision is None else statistics([self.decision])[0]
+
+    @property
+    def expert_counts(self) -> Tensor | None:
+        return None if self.decision is None else statistics([self.decision])[1][:, 0]
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., H, W, in) -> (..., H, W, out); tokens off the grid go through :meth:`forward_tokens`.
@@ -114,42 +129,41 @@ class ConvLoRALinear(LoRALinear):
         """
         if x.dim() < 3:
             raise ValueError(f"ConvLoRALinear takes maps (..., H, W, C), not {tuple(x.shape)}")
-        *lead, height, width, _ = x.shape if x.dim() > 3 else (1, *x.shape)
+        height, width = x.shape[-3:-1]
         low = F.linear(x, self.lora_A)
-        maps = low.reshape(lead[0], -1, height, width, low.shape[-1]).movedim(-1, 2)
-        mixed = self._mix(maps)
-        if self.released:
-            mixed = mixed + maps
-        mixed = mixed.movedim(2, -1).reshape(low.shape)
-        return self.base(x) + self.scaling * F.linear(mixed, self.lora_B)
+        maps = low.reshape(-1, height, width, low.shape[-1])
+        mixed = self._mix(maps, len(x) if x.dim() > 3 else 1)
+        return self._updated(self.base(x), mixed + maps if self.released else mixed)
 
-    def _mix(self, maps: Tensor) -> Tensor:
-        """The experts' answer to maps (B, S, r, H, W), same shape."""
-        flat = maps.flatten(0, 1)
+    def _mix(self, maps: Tensor, images: int) -> Tensor:
+        """The experts' answer to the maps of some images, (n, H, W, r), same shape."""
+        first = maps.permute(0, 3, 1, 2)
         if not self.routed:
-            return self.experts.summed(flat).view_as(maps)
-        chosen, weights = self._choose(maps)
-        return self.experts.routed(flat, chosen.flatten(0, 1), weights.flatten(0, 1)).view_as(maps)
+            return self.experts.summed(first).permute(0, 2, 3, 1)
+        return self.experts.routed(first, *self._choose(maps, images)).permute(0, 2, 3, 1)
 
-    def _choose(self, maps: Tensor) -> tuple[Tensor, Tensor]:
-        """Experts and weights, each (B, S, k); leaves balance loss and counts on the layer."""
-        axes = (1, 3, 4) if self.gate_per_image else (3, 4)
+    def _choose(self, maps: Tensor, images: int) -> tuple[Tensor, Tensor | None]:
+        """Experts and weights for maps (n, H, W, r), each (n, k); leaves the decision on the layer."""
+        if torch.is_autocast_enabled(maps.device.type):
+            with torch.autocast(maps.device.type, enabled=False):
+                return self._choose(maps, images)
         # Routing decisions hang on small differences: never in half precision.
         precise = torch.promote_types(maps.dtype, torch.float32)
-        with torch.autocast(maps.device.type, enabled=False):
-            pooled = maps.to(precise).mean(axes)
-            pooled = pooled[:, None] if self.gate_per_image else pooled
-            clean, deviation, noise = pooled @ self.gate.to(precise), None, None
-            if self.training:
-                deviation = F.softplus(pooled @ self.noise.to(precise)) + (NOISE_FLOOR if self.released else 0.0)
-                noise = self._draw(clean)
-            routing = route(clean, deviation, noise, self.top_k)
-        self.balance_loss = None if routing.balance is None else self.balance_scale * routing.balance
-        self.expert_counts = routing.counts
-        spread = (-1, maps.shape[1], -1)
-        return routing.chosen.expand(spread), routing.weights.expand(spread)
+        decisions = images if self.gate_per_image else len(maps)
+        pooled = maps.to(precise).reshape(images, decisions // images, -1, maps.shape[-1]).mean(2)
+        clean, deviation, noise = pooled @ self.gate.to(precise), None, None
+        if self.training:
+            deviation = F.softplus(pooled @ self.noise.to(precise)) + (NOISE_FLOOR if self.released else 0.0)
+            noise = self._draw(clean)
+        self.decision = Decision(clean, deviation, noise, self.top_k, self.balance_scale)
+        of_maps = (part if part is None else part.flatten(0, 1) for part in choose(self.decision))
+        if decisions == len(maps):
+            return tuple(of_maps)
+        return tuple(part if part is None else part.repeat_interleave(len(maps) // images, 0) for part in of_maps)
 
     def _draw(self, like: Tensor) -> Tensor:
+        if self.noise_drawn is not None and self.noise_drawn.shape == like.shape:
+            return self.noise_drawn
         if self.random_keys is None:
             return torch.randn_like(like)
         if len(self.random_keys) != len(like):
@@ -198,6 +212,7 @@ class ConvLoRA(SamMethod):
 
     def adapt(self, sam: SamSegmenter, context: Context) -> None:
         gate = self.gate or ("window" if self.variant == "released" else "image")
+        side = size_of(context.backbone).grid(context.image_size)
         for index, block in enumerate(sam.image_encoder.blocks):
             block.attn.qkv = ConvLoRALinear(
                 block.attn.qkv,
@@ -211,6 +226,7 @@ class ConvLoRA(SamMethod):
                 variant=self.variant,
                 implementation=self.implementation,
                 grid=block.attn.grid,
+                maps=math.prod(-(-side // own) for own in block.attn.grid),
             )
             block.attn.qkv.salt = index
         default = 1.0 if context.num_classes == 1 else 2.0

@@ -11,11 +11,15 @@ border. With T[a, u] (size x size) the combinations for phase a and tap u:
 
 T depends on sizes and scales alone. All experts get the same shapes (an odd scale has three phases of weight 0), so the
 choice of an expert is an index into T and W: no loop over experts, no look at the device's data.
+
+Both directions are written out in :class:`_OneEach`, since small maps cost less arithmetic than operations.
 """
 
 from __future__ import annotations
 
+import math
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -69,6 +73,62 @@ def _kernel(distance: np.ndarray) -> np.ndarray:
     return np.where(d <= 1, ((a + 2) * d - (a + 3)) * d * d + 1, ((a * d - 5 * a) * d + 8 * a) * d - 4 * a)
 
 
+class _OneEach(torch.autograd.Function):
+    """One expert for each map, all in one precision.
+
+    Maps are (n, H, r, W), so that kernels are put together from whole runs of columns. The tables are ordered as what
+    they are multiplied with: T over rows (E, H, P, 3, H) by expert, position, phase, tap and source, over columns
+    (E, 3, W, P, W) by expert, tap, source, phase and position, and the weights of pairs of phases (E, P * P).
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, chosen: Tensor, tables: tuple[Tensor, ...], gelu: bool
+    ) -> Tensor:
+        over_height, over_width, pair_weights = tables
+        (count, height, rank, width), (experts, pairs) = x.shape, pair_weights.shape
+        phases = math.isqrt(pairs)
+        taps, columns = weight.view(experts, -1, 3), over_width.flatten(2)  # (out, in, tap of a row) by tap of a column
+        # Kernels are made for each map or for each expert, whichever are fewer.
+        each = count < experts
+        if each:
+            taps, columns = taps.index_select(0, chosen), columns.index_select(0, chosen)
+        kernels = torch.bmm(taps, columns).view(-1, rank, rank, 3, width, phases, width)
+        kernels = kernels.permute(0, 3, 2, 4, 5, 1, 6).reshape(-1, 3 * rank * width, phases * rank * width)
+        if not each:
+            kernels = kernels.index_select(0, chosen)
+        rows = over_height.index_select(0, chosen).view(count, -1, height)
+        read = torch.bmm(rows, x.view(count, height, -1)).view(count, height * phases, -1)
+        offset = bias.index_select(0, chosen).view(count, 1, 1, rank, 1).expand(-1, 1, phases, -1, width)
+        y = torch.baddbmm(offset.reshape(count, 1, -1), read, kernels)
+        shares = pair_weights.index_select(0, chosen).view(count, 1, pairs, 1)
+        ctx.save_for_backward(chosen, taps, columns, kernels, rows, read, y, shares)
+        ctx.shape, ctx.experts, ctx.each, ctx.gelu = x.shape, experts, each, gelu
+        activated = F.gelu(y) if gelu else y
+        return (activated.view(count, height, pairs, -1) * shares).sum(2).view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        chosen, taps, columns, kernels, rows, read, y, shares = ctx.saved_tensors
+        (count, height, rank, width), experts = ctx.shape, ctx.experts
+        of_y = (gradient.reshape(count, height, 1, -1) * shares).view_as(y)
+        if ctx.gelu:
+            of_y = torch.ops.aten.gelu_backward(of_y, y)
+        of_read = torch.bmm(of_y, kernels.mT).view(count, -1, rank * width)
+        of_x = torch.bmm(rows.mT, of_read).view(ctx.shape)
+        # Sums over an expert's maps as products: their order is always the same, unlike that of index_add on a GPU.
+        members = (chosen == torch.arange(experts, device=chosen.device)[:, None]).to(y.dtype)
+        of_bias = members @ of_y.view(count, -1, rank, width).sum((1, 3))
+        of_kernels = torch.bmm(read.mT, of_y)
+        if not ctx.each:
+            of_kernels = members @ of_kernels.view(count, -1)
+        of_kernels = of_kernels.view(len(taps), 3, rank, width, -1, rank, width).permute(0, 5, 2, 1, 3, 4, 6)
+        of_taps = torch.bmm(of_kernels.reshape(len(taps), 3 * rank * rank, -1), columns.mT)
+        if ctx.each:
+            of_taps = members @ of_taps.view(count, -1)
+        return of_x, of_taps.view(experts, rank, rank, 3, 3), of_bias, None, None, None
+
+
 class FusedConvolutions(ScaledConvolutions):
     """:class:`ScaledConvolutions` with its parameters and results, evaluated at the map's own resolution.
 
@@ -83,10 +143,8 @@ class FusedConvolutions(ScaledConvolutions):
     ) -> None:
         super().__init__(rank, scales, gelu=gelu)
         self.grid = grid
-        for axis, size in zip(("height", "width"), grid or (), strict=False):
-            combinations, weights = tables(scales, size)
-            self.register_buffer(f"over_{axis}", torch.tensor(combinations, dtype=torch.float32), persistent=False)
-            self.register_buffer("phase_weights", torch.tensor(weights, dtype=torch.float32), persistent=False)
+        for name, table in zip(("over_height", "over_width", "pair_weights"), self._made(grid), strict=False):
+            self.register_buffer(name, table.float(), persistent=False)
 
     def expert(self, index: int, maps: Tensor) -> Tensor:
         return self._one_each(maps, torch.full((len(maps),), index, device=maps.device))
@@ -96,32 +154,34 @@ class FusedConvolutions(ScaledConvolutions):
         chosen = torch.arange(count, device=maps.device).repeat(len(maps))
         return self._one_each(maps.repeat_interleave(count, 0), chosen).unflatten(0, (-1, count)).sum(1)
 
-    def routed(self, maps: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+    def routed(self, maps: Tensor, chosen: Tensor, weights: Tensor | None = None) -> Tensor:
         places = chosen.shape[1]
-        if places == 1:  # the weight of a single expert is 1, whatever its logit
+        if places == 1 and weights is None:
             return self._one_each(maps, chosen[:, 0])
         each = self._one_each(maps.repeat_interleave(places, 0), chosen.flatten()).unflatten(0, (-1, places))
-        return (weights[:, :, None, None, None].to(each.dtype) * each).sum(1)
+        return (each if weights is None else weights[:, :, None, None, None].to(each.dtype) * each).sum(1)
 
     def _one_each(self, maps: Tensor, chosen: Tensor) -> Tensor:
         """Expert ``chosen`` (n,) for each of the maps (n, r, H, W)."""
-        count, rank, height, width = maps.shape
-        over_height, over_width, phase_weights = self._tables(maps)
-        phases, experts = phase_weights.shape[1], len(self.scales)
-        # Channels last, as a linear layer leaves them: then no step below copies but to multiply.
-        x = maps.permute(0, 2, 3, 1).reshape(count, height, width * rank)
-        rows = torch.bmm(over_height.view(experts, -1, height)[chosen], x).view(count, phases * height, -1)
-        kernels = torch.einsum("eocuv,ebjvw->euwcbjo", self.weight, over_width)
-        mixed = torch.bmm(rows, kernels.reshape(experts, 3 * width * rank, -1)[chosen])
-        y = mixed.view(count, phases, height, phases, width, rank) + self.bias[chosen].view(count, 1, 1, 1, 1, rank)
-        y = F.gelu(y) if self.gelu else y
-        weight = phase_weights[chosen].to(y.dtype)
-        y = torch.bmm(weight[:, None], y.view(count, phases, -1)).view(count, height, phases, width, rank)
-        return torch.einsum("nibjo,nb->noij", y, weight)
+        if torch.is_autocast_enabled(maps.device.type):
+            with torch.autocast(maps.device.type, enabled=False):
+                return self._one_each(maps, chosen)
+        x = maps.transpose(1, 2).contiguous()
+        made = _OneEach.apply(x, self.weight.to(x.dtype), self.bias.to(x.dtype), chosen, self._tables(x), self.gelu)
+        return made.transpose(1, 2)
 
-    def _tables(self, maps: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """T over rows and over columns, and the phases' weights, in the precision of the maps."""
-        if maps.shape[-2:] == self.grid and maps.dtype != torch.float64:
-            return self.over_height, self.over_width, self.phase_weights
-        (over_height, weights), (over_width, _) = (tables(self.scales, size) for size in maps.shape[-2:])
-        return tuple(torch.tensor(table).to(maps) for table in (over_height, over_width, weights))
+    def _tables(self, x: Tensor) -> tuple[Tensor, ...]:
+        """What :class:`_OneEach` needs for maps like ``x``, in their precision."""
+        grid = (x.shape[1], x.shape[3])
+        if grid == self.grid and x.dtype != torch.float64:
+            return tuple(table.to(x.dtype) for table in (self.over_height, self.over_width, self.pair_weights))
+        return tuple(table.to(x) for table in self._made(grid))
+
+    def _made(self, grid: tuple[int, int] | None) -> tuple[Tensor, ...]:
+        """The tables for maps of a size, float64; none without one."""
+        if grid is None:
+            return ()
+        (over_height, weights), (over_width, _) = (tables(self.scales, size) for size in grid)
+        pairs = (weights[:, :, None] * weights[:, None]).reshape(len(weights), -1)
+        made = over_height.transpose(0, 2, 1, 3, 4), over_width.transpose(0, 3, 4, 1, 2), pairs
+        return tuple(torch.tensor(np.ascontiguousarray(table)) for table in made)

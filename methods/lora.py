@@ -40,12 +40,19 @@ class LoRALinear(nn.Module):
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.base(x) + self.scaling * F.linear(F.linear(x, self.lora_A), self.lora_B)
+        return self._updated(self.base(x), F.linear(x, self.lora_A))
 
     def forward_tokens(self, x: Tensor) -> Tensor:
         """The same for tokens without a place on the grid (n, C)."""
         base = getattr(self.base, "forward_tokens", self.base)
-        return base(x) + self.scaling * F.linear(F.linear(x, self.lora_A), self.lora_B)
+        return self._updated(base(x), F.linear(x, self.lora_A))
+
+    def _updated(self, y: Tensor, low: Tensor) -> Tensor:
+        """y + scaling * B low for y (..., out) and low (..., r), as one product: passes over y take longer than it."""
+        flat = torch.addmm(
+            y.reshape(-1, y.shape[-1]), low.reshape(-1, low.shape[-1]), self.lora_B.t(), alpha=self.scaling
+        )
+        return flat.view_as(y)
 
 
 @register("lora")

@@ -76,7 +76,7 @@ class SideNetwork(nn.Module):
         additions = {index: fuse(tap) for index, fuse, tap in taps}
         x = self.encoder.patch_embed(images) + self.encoder.pos_embed
         for index, block in enumerate(self.encoder.blocks):
-            x, _, _ = block(x + additions[index] if index in additions else x)
+            x, _ = block(x + additions[index] if index in additions else x)
         return embedding.features + self.encoder.neck(x.permute(0, 3, 1, 2))
 
 

@@ -8,7 +8,8 @@ rounding. The mixing function is the finaliser of SplitMix64 (Steele, Lea, Flood
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -63,12 +64,52 @@ def uniform(keys: Tensor, shape: Sequence[int], salt: int) -> Tensor:
         shape: what is drawn for each key.
         salt: tells apart those that draw for the same keys.
     """
+    return _uniform(keys + _signed(key(salt)), shape)
+
+
+def _uniform(keys: Tensor, shape: Sequence[int]) -> Tensor:
     counters = torch.arange(1, math.prod(shape) + 1, device=keys.device, dtype=torch.int64) * _signed(_STEP)
-    words = _scramble(_scramble(keys + _signed(key(salt)))[:, None] + counters)
+    words = _scramble(_scramble(keys)[:, None] + counters)
     return ((_shift(words, 40).to(torch.float32) + 0.5) * 2.0**-24).view(keys.shape[0], *shape)
 
 
 def normal(keys: Tensor, shape: Sequence[int], salt: int) -> Tensor:
     """Standard normal draws (B, *shape), float32; arguments as :func:`uniform`."""
-    first, second = uniform(keys, (2, math.prod(shape)), salt).unbind(1)
-    return (torch.sqrt(-2 * torch.log(first)) * torch.cos(2 * math.pi * second)).view(keys.shape[0], *shape)
+    return normals(keys, shape, [salt])[0]
+
+
+def normals(keys: Tensor, shape: Sequence[int], salts: Sequence[int]) -> Tensor:
+    """:func:`normal` for each of the salts, (salts, B, *shape), by as many operations as one of them takes."""
+    own = keys + torch.tensor([key(salt) for salt in salts], device=keys.device)[:, None]
+    first, second = _uniform(own.flatten(), (2, math.prod(shape))).unbind(1)
+    return (torch.sqrt(-2 * torch.log(first)) * torch.cos(2 * math.pi * second)).view(*own.shape, *shape)
+
+
+class Drawing(Protocol):
+    """A layer that draws normal noise.
+
+    Attributes:
+        training: it draws in training only.
+        random_keys: one key an image of the batch, (B,), or None.
+        salt: tells it apart from others with the same keys.
+        noise_shape: what it draws for each image, None where it cannot say before it sees one.
+        noise_drawn: its draws for these keys, (B, *noise_shape), if somebody has made them already.
+    """
+
+    training: bool
+    random_keys: Tensor | None
+    salt: int
+    noise_shape: tuple[int, ...] | None
+    noise_drawn: Tensor | None
+
+
+def hand_out(keys: Tensor | None, layers: Iterable[Drawing]) -> None:
+    """Give each layer the keys of a batch, and its noise: what it would draw itself, but drawn for all at once."""
+    alike: dict[tuple[int, ...], list[Drawing]] = {}
+    for layer in layers:
+        layer.random_keys, layer.noise_drawn = keys, None
+        if keys is not None and layer.training and layer.noise_shape:
+            alike.setdefault(layer.noise_shape, []).append(layer)
+    for shape, group in alike.items():
+        for layer, drawn in zip(group, normals(keys, shape, [layer.salt for layer in group]), strict=True):
+            layer.noise_drawn = drawn

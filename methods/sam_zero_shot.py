@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Context, Embedding, Method, Model, Output, register
+from methods.base import Context, Embedding, Execution, Method, Model, Output, register
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +48,11 @@ class PromptedSam(Model):
     @property
     def backbone_needs_grad(self) -> bool:
         return False
+
+    def set_execution(self, execution: Execution) -> None:
+        from methods.sam.encoder import set_execution
+
+        set_execution(self, execution)
 
     def encode(self, images: Tensor, keys: Tensor | None = None) -> Embedding:
         return self.image_encoder((images - self.pixel_mean) / self.pixel_std)

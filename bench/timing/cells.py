@@ -15,6 +15,8 @@ from bench.store import Results
 REFERENCE = "lora"
 """The method against which all others are measured."""
 
+MACHINE = "attention=folded,bias"
+
 
 def read_methods(text: str) -> list[Entry]:
     """``lora,conv_lora:implementation=explicit:rank=6`` as entries of a matrix.
@@ -34,33 +36,54 @@ def read_methods(text: str) -> list[Entry]:
     return found
 
 
-def changed(matrix: Matrix, settings: Mapping[str, Any], methods: list[Entry], micro_batches: list[int]) -> Matrix:
-    """The matrix with settings, methods or micro-batches in place of its own, where any are given."""
+def read_machine(words: Sequence[str]) -> dict[str, list[Any]]:
+    """``attention=folded,bias`` words as lists of a matrix's ``machine``.
+
+    Raises:
+        MatrixError: a word without a value.
+    """
+    found: dict[str, list[Any]] = {}
+    for word in words:
+        key, _, values = word.partition("=")
+        listed = [f"{key}={value}" for value in values.split(",")] if values else [key]
+        try:
+            given = [assignments([one], name="--machine", form="KEY=VALUE,...", example=MACHINE) for one in listed]
+        except ValueError as error:
+            raise MatrixError(str(error)) from None
+        found[key] = [one[key] for one in given]
+    return found
+
+
+def changed(
+    matrix: Matrix, settings: Mapping[str, Any], methods: list[Entry], machine: Mapping[str, list[Any]]
+) -> Matrix:
+    """The matrix with settings, methods or values of the machine in place of its own, where any are given."""
     blocks = []
     for block in matrix.cells:
-        machine = block.machine | ({"micro_batch": micro_batches} if micro_batches else {})
-        update: dict[str, Any] = {**settings, "machine": machine} | ({"methods": methods} if methods else {})
+        update: dict[str, Any] = {**settings, "machine": {**block.machine, **dict(machine)}}
+        update |= {"methods": methods} if methods else {}
         blocks.append(block.model_copy(update=update))
     return matrix.model_copy(update={**settings, "cells": blocks})
 
 
 def expand(matrix: Matrix, *, precision: str, device: str, clock: str = WALL) -> list[Entered]:
-    """All cells of a matrix that measures speed, duplicates once.
+    """All cells of a matrix that measure speed, duplicates once.
 
     Args:
-        matrix: its blocks are all of kind "speed".
+        matrix: the matrix; blocks that train are left to :func:`bench.matrix.expand`.
         precision: what "auto" means on the device.
         device: its model.
         clock: as for :func:`bench.spec.make_speed_cell`.
 
     Raises:
-        MatrixError: a name that nobody registered, a value that is not allowed, or cells of another kind.
+        MatrixError: a name that nobody registered, a value that is not allowed, or no cell that measures speed.
     """
     found: dict[str, Entered] = {}
+    measuring = [block for block in matrix.cells if block.kind == SPEED]
+    if matrix.cells and not measuring:
+        raise MatrixError(f"no cell of it measures speed; python -m bench.run --matrix {matrix.name}")
     try:
-        for block in matrix.cells:
-            if block.kind != SPEED:
-                raise MatrixError(f"cells of kind {block.kind!r} are for python -m bench.run --matrix {matrix.name}")
+        for block in measuring:
             for entered in _of_block(matrix, block, precision, device=device, clock=clock):
                 found.setdefault(entered.cell.id, entered)
     except ValueError as error:
@@ -85,6 +108,7 @@ def _of_block(matrix: Matrix, block: Block, precision: str, **conditions: str) -
 
 
 def _checked(machine: dict[str, Any]) -> dict[str, Any]:
+    """What of a machine enters a specification: the micro-batch, and what differs from the defaults."""
     from bench.training import Machine
 
     allowed = [field.name for field in dataclasses.fields(Machine) if field.name not in ("device", "precision")]
@@ -94,7 +118,8 @@ def _checked(machine: dict[str, Any]) -> dict[str, Any]:
     size = machine["micro_batch"]
     if type(size) is not int or size < 1:
         raise MatrixError(f"micro_batch = {size!r}: a positive number of images")
-    return machine
+    Machine(**machine)
+    return {key: value for key, value in machine.items() if key == "micro_batch" or value != getattr(Machine, key)}
 
 
 def reason_to_measure(entered: Entered, results: Results) -> str:

@@ -113,6 +113,7 @@ class _Subject:
     def __init__(self, model: Model, cell: Cell, device: str, pace: Pace, former: dict[str, Any]) -> None:
         self.model, self.regime, self.pace, self.former = model, cell.regime(), pace, former
         self.machine = Machine(device=device, precision=cell.spec["precision"], **cell.spec["machine"])
+        model.set_execution(self.machine.execution)
         self.images, self.masks = pictures(self.regime.batch_size, cell.spec["image_size"])
         self.on_gpu = device.startswith("cuda")
         self.clocks = {
@@ -142,7 +143,7 @@ class _Subject:
         """An optimiser step on the batch; it returns the losses."""
         trainer = Trainer(self.model.train(), self.regime, self.machine, seed=0)
         indices = list(range(len(self.images)))
-        return lambda: trainer._step(self.images, self.masks, indices)[0]
+        return lambda: trainer.step(self.images, self.masks, indices)[0]
 
     def figures(self, name: str, call: Callable[[], Tensor | None]) -> dict[str, Any]:
         """What is said about one of the two, by keys that begin with ``name``; ``call`` has the whole batch."""

@@ -1,48 +1,35 @@
-"""SAM's attention with decomposed relative positions, without a materialised score matrix.
-
-The score of a query and a key is q.k * scale + q.Rh[h_q, h_k] + q.Rw[w_q, w_k] (Li et al. 2022, MViTv2).
-It is one dot product of the longer vectors [q * scale, q.Rh, q.Rw] and [k, onehot(h_k), onehot(w_k)], so
-``scaled_dot_product_attention`` needs no bias and may take its memory-saving kernels. Keys without a
-place on the grid have zeros in place of the one-hot parts: their score carries no position term.
-"""
+"""SAM's attention over a grid of tokens; :mod:`methods.sam.attention_variants` holds the ways to compute it."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-
-def relative_table(size: int, table: Tensor) -> Tensor:
-    """(size, size, C): for each pair of coordinates its row of ``table`` (2 * size - 1, C)."""
-    coordinates = torch.arange(size, device=table.device)
-    return table[coordinates[:, None] - coordinates[None, :] + size - 1]
-
-
-def one_hot_grid(height: int, width: int, like: Tensor) -> Tensor:
-    """(height * width, height + width): each token's row and column, one-hot."""
-    rows = torch.eye(height, dtype=like.dtype, device=like.device).repeat_interleave(width, dim=0)
-    columns = torch.eye(width, dtype=like.dtype, device=like.device).repeat(height, 1)
-    return torch.cat([rows, columns], dim=1)
+from methods.sam.attention_variants import choose
 
 
 class Attention(nn.Module):
-    """Multi-head self-attention over a grid of tokens.
+    """Multi-head self-attention over a grid of tokens, with decomposed relative positions.
 
     Parameters carry segment_anything's names. Slots: ``qkv`` may be replaced by any layer from C to 3C
     channels; one that needs the grid to be 2-D says how it treats loose tokens in ``forward_tokens``.
+
+    Attributes:
+        variant: how attention is computed, "auto" or a key of ``attention_variants.VARIANTS``.
 
     Args:
         width: channels C.
         heads: attention heads.
         grid: (height, width) of the token map this layer sees: a window, or the whole image.
+        windowed: the map is a window.
     """
 
-    def __init__(self, width: int, heads: int, grid: tuple[int, int]) -> None:
+    def __init__(self, width: int, heads: int, grid: tuple[int, int], *, windowed: bool = False) -> None:
         super().__init__()
         self.heads = heads
-        self.scale = (width // heads) ** -0.5
         self.grid = grid
+        self.windowed = windowed
+        self.variant = "auto"
         self.qkv = nn.Linear(width, 3 * width)
         self.proj = nn.Linear(width, width)
         self.rel_pos_h = nn.Parameter(torch.zeros(2 * grid[0] - 1, width // heads))
@@ -55,29 +42,13 @@ class Attention(nn.Module):
             x: (..., H, W, C); every leading index is a map of its own.
             extra: (n, C) tokens that all maps may attend to and that ask nothing themselves.
         """
-        *lead, height, width, channels = x.shape
+        height, width, channels = x.shape[-3:]
         qkv = self.qkv(x).reshape(-1, height * width, 3, self.heads, channels // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        attend = choose(self.variant, x.device.type, windowed=self.windowed)
+        loose = None if extra is None else self._keys_and_values(extra)
+        return self.proj(attend(qkv, self.rel_pos_h, self.rel_pos_w, loose).reshape(x.shape))
 
-        grid = query.unflatten(2, (height, width))
-        by_row = torch.einsum("bnhwc,hkc->bnhwk", grid, relative_table(height, self.rel_pos_h).to(query.dtype))
-        by_column = torch.einsum("bnhwc,wkc->bnhwk", grid, relative_table(width, self.rel_pos_w).to(query.dtype))
-        query = torch.cat([query * self.scale, by_row.flatten(2, 3), by_column.flatten(2, 3)], dim=-1)
-        place = one_hot_grid(height, width, like=key)
-        key = torch.cat([key, place.expand(*key.shape[:2], -1, -1)], dim=-1)
-
-        if extra is not None:
-            extra_key, extra_value = self._keys_and_values(extra, maps=key.shape[0])
-            key = torch.cat([key, F.pad(extra_key, (0, place.shape[1]))], dim=2)
-            value = torch.cat([value, extra_value], dim=2)
-
-        # The flash kernels want one head dimension for all three; the padding's products are cut off again.
-        value = F.pad(value, (0, query.shape[-1] - value.shape[-1]))
-        out = F.scaled_dot_product_attention(query, key, value, scale=1.0)[..., : channels // self.heads]
-        return self.proj(out.transpose(1, 2).reshape(*lead, height, width, channels))
-
-    def _keys_and_values(self, tokens: Tensor, maps: int) -> tuple[Tensor, Tensor]:
-        """Keys and values of loose tokens (n, C), each (maps, heads, n, C / heads)."""
+    def _keys_and_values(self, tokens: Tensor) -> Tensor:
+        """Keys and values of loose tokens (n, C): (2, heads, n, C / heads)."""
         project = getattr(self.qkv, "forward_tokens", self.qkv)
-        _, key, value = project(tokens).unflatten(-1, (3, self.heads, -1)).permute(1, 2, 0, 3).unbind(0)
-        return key.expand(maps, -1, -1, -1), value.expand(maps, -1, -1, -1)
+        return project(tokens).unflatten(-1, (3, self.heads, -1)).permute(1, 2, 0, 3)[1:]

@@ -23,8 +23,10 @@ from segment_anything.modeling.image_encoder import PatchEmbed
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Embedding
+from methods.base import Embedding, Execution
+from methods.routing import Decision, statistics
 from methods.sam.attention import Attention
+from methods.sam.execution import run
 from methods.sam.sizes import Size
 
 
@@ -45,14 +47,19 @@ def unpartition(windows: Tensor, height: int, width: int) -> Tensor:
 
 
 class Block(nn.Module):
-    """A transformer block over the token map; ``window`` 0 attends over the whole map."""
+    """A transformer block over the token map; ``window`` 0 attends over the whole map.
+
+    Attributes:
+        execution: how it is run; :func:`set_execution` sets it.
+    """
 
     def __init__(self, width: int, heads: int, *, window: int, grid: int) -> None:
         super().__init__()
         self.window = window
+        self.execution = Execution()
         side = window or grid
         self.norm1 = nn.LayerNorm(width, eps=1e-6)
-        self.attn = Attention(width, heads, (side, side))
+        self.attn = Attention(width, heads, (side, side), windowed=bool(window))
         self.norm2 = nn.LayerNorm(width, eps=1e-6)
         self.mlp = MLPBlock(embedding_dim=width, mlp_dim=4 * width)
         self.extra_kv: nn.Module | None = None
@@ -60,12 +67,16 @@ class Block(nn.Module):
         self.after_attention: nn.Module = nn.Identity()
         self.after_mlp: nn.Module = nn.Identity()
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
-        """(B, H, W, C) -> the same shape, the balance loss (B,), the expert counts (B, experts).
+    def forward(self, x: Tensor) -> tuple[Tensor, list[Decision]]:
+        """(B, H, W, C) -> the same shape, and how the routed layer decided, if there is one.
 
-        The last two are None without a routed layer. They are returned rather than left on the layer so
-        that a checkpointed block, run again in the backward pass, hands out values with a graph.
+        Decisions are returned rather than left on the layer so that a checkpointed block, run again in the backward
+        pass, hands out values with a graph.
         """
+        return run(self, x, self.execution)
+
+    def transform(self, x: Tensor) -> tuple[Tensor, list[Decision]]:
+        """What :meth:`forward` returns, computed here and now."""
         x = self.before_block(x)
         height, width = x.shape[1:3]
         extra = None if self.extra_kv is None else self.norm1(self.extra_kv())
@@ -76,14 +87,16 @@ class Block(nn.Module):
             attended = self.attn(tokens, extra)
         x = x + self.after_attention(attended)
         x = x + self.after_mlp(self.mlp(self.norm2(x)))
-        return x, *self._routing()
+        decisions = [getattr(layer, "decision", None) for layer in self.attn.qkv.modules()]
+        return x, [decision for decision in decisions if decision is not None]
 
-    def _routing(self) -> tuple[Tensor | None, Tensor | None]:
-        routed = [m for m in self.attn.qkv.modules() if getattr(m, "expert_counts", None) is not None]
-        if not routed:
-            return None, None
-        losses = [m.balance_loss for m in routed if m.balance_loss is not None]
-        return (sum(losses) if losses else None), torch.cat([m.expert_counts for m in routed], dim=-1)
+
+def set_execution(model: nn.Module, execution: Execution) -> None:
+    """Have all blocks of a model run so, those of networks beside its encoder too."""
+    for block in model.modules():
+        if isinstance(block, Block):
+            block.execution = execution
+            block.attn.variant = execution.attention
 
 
 class ImageEncoder(nn.Module):
@@ -113,15 +126,11 @@ class ImageEncoder(nn.Module):
         patches = self.patch_embed(images)
         prompts = None if self.block_prompts is None else iter(self.block_prompts(images, patches))
         x = patches + self.pos_embed
-        losses, counts, tapped = [], [], []
+        decisions, tapped = [], []
         for index, block in enumerate(self.blocks):
-            x, loss, count = block(x if prompts is None else x + next(prompts))
-            losses += [] if loss is None else [loss]
-            counts += [] if count is None else [count]
+            x, decided = block(x if prompts is None else x + next(prompts))
+            decisions += decided
             tapped += [x] if index in self.taps else []
-        return Embedding(
-            self.neck(x.permute(0, 3, 1, 2)),
-            {"balance": torch.stack(losses).sum(0)} if losses else {},
-            torch.stack(counts, dim=1) if counts else None,
-            tuple(tapped),
-        )
+        balance, counts = statistics(decisions) if decisions else (None, None)
+        losses = {} if balance is None else {"balance": balance}
+        return Embedding(self.neck(x.permute(0, 3, 1, 2)), losses, counts, tuple(tapped))

@@ -7,9 +7,10 @@ from segment_anything.modeling import PromptEncoder
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Embedding, Model, Output
+from methods.base import Embedding, Execution, Model, Output
+from methods.randomness import hand_out
 from methods.sam.decoder import ReducedMaskDecoder
-from methods.sam.encoder import ImageEncoder
+from methods.sam.encoder import ImageEncoder, set_execution
 
 PIXEL_MEAN = (123.675, 116.28, 103.53)
 PIXEL_STD = (58.395, 57.12, 57.375)
@@ -62,11 +63,13 @@ class SamSegmenter(Model):
         """Something inside the image encoder is trained."""
         return any(parameter.requires_grad for parameter in self.image_encoder.parameters())
 
+    def set_execution(self, execution: Execution) -> None:
+        """See :meth:`methods.base.Model.set_execution`: it is the encoder's blocks that are run so."""
+        set_execution(self, execution)
+
     def encode(self, images: Tensor, keys: Tensor | None = None) -> Embedding:
         """See :meth:`methods.base.Model.encode`. Runs without a graph where no gradient needs the backbone."""
-        for layer in self.modules():
-            if hasattr(layer, "random_keys"):
-                layer.random_keys = keys
+        hand_out(keys, (layer for layer in self.modules() if hasattr(layer, "random_keys")))
         images = (images - self.pixel_mean) / self.pixel_std
         with torch.set_grad_enabled(torch.is_grad_enabled() and self.backbone_needs_grad):
             embedding = self.image_encoder(images)

@@ -390,3 +390,21 @@ def test_what_trains_nothing_is_scored_only(tmp_path):
     scores = result["scores"]
     assert start(folder, "--evaluate") == 0
     assert folder.result()["scores"] == scores
+
+
+def test_how_a_cell_is_executed_is_recorded_and_changes_no_number(trained, tmp_path):
+    folder = planned(tmp_path, tiny_cell())
+    assert start(folder, "--attention", "bias", "--checkpointing", "selective", "--micro-batch", "2") == 0
+    how = {"attention": "bias", "checkpointing": "selective", "compile": False, "micro_batch": 2}
+    before, after = trained.result()["training"], folder.result()["training"]
+    assert {key: after[key] for key in how} == how
+    assert {key: before[key] for key in how} == how | {
+        "attention": "auto", "checkpointing": "none", "micro_batch": 4,
+    }  # fmt: skip
+    assert after["last_loss"] == pytest.approx(before["last_loss"], rel=1e-4)
+
+
+def test_an_unknown_execution_fails_with_what_is_allowed(tmp_path):
+    folder = planned(tmp_path, tiny_cell())
+    assert start(folder, "--checkpointing", "all") == 1
+    assert "checkpointing = 'all'; allowed: none, blocks, selective" in folder.status()["reason"]

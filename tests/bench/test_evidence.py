@@ -201,11 +201,11 @@ def test_what_a_method_is_made_of(monkeypatch):
 
 
 def test_each_component_has_its_digest():
-    lora, conv_lora, both = (source_evidence(cell(name)) for name in ("lora", "conv_lora", "conv_lora+lora"))
-    assert set(lora) == {"method", "dataset", "training", "evaluation"}
-    assert len(set(lora.values())) == 4
-    assert {key for key in lora if lora[key] != conv_lora[key]} == {"method"}
-    assert len({lora["method"], conv_lora["method"], both["method"]}) == 3
+    vpt, conv_lora, both = (source_evidence(cell(name)) for name in ("vpt", "conv_lora", "conv_lora+vpt"))
+    assert set(vpt) == {"method", "dataset", "training", "evaluation"}
+    assert len(set(vpt.values())) == 4
+    assert {key for key in vpt if vpt[key] != conv_lora[key]} == {"method"}
+    assert len({vpt["method"], conv_lora["method"], both["method"]}) == 3
 
 
 MADE = {

@@ -78,9 +78,21 @@ def test_a_parameter_that_takes_a_list_is_an_axis_as_a_list_of_lists(cells, give
 
 
 def test_a_prefixed_parameter_that_takes_a_list_is_no_axis_either(cells):
-    (found,) = cells(block(methods='[{name = "lora+conv_lora", rank = 6, "conv_lora.scales" = [1, 2]}]'))
-    assert found.cell.method().parts[1].scales == (1, 2)
-    assert found.cell.method().parts[0].rank == 6
+    (found,) = cells(block(methods='[{name = "vpt+conv_lora", num_tokens = 6, "conv_lora.scales" = [1, 2]}]'))
+    assert found.cell.spec["method"]["name"] == "conv_lora+vpt"
+    assert found.cell.spec["method"]["parameters"] == {"scales": [1, 2], "vpt.num_tokens": 6}
+
+
+def test_methods_that_do_not_combine_are_refused_before_anything_runs(cells):
+    with pytest.raises(MatrixError, match="mine.*'conv_lora' and 'lora' both want the slot"):
+        cells(block(methods='["lora+conv_lora"]'))
+
+
+def test_a_composition_is_one_cell_however_it_is_written(cells):
+    found = cells(
+        block(methods='[{name = "conv_lora+vpt", "vpt.num_tokens" = 5}, {name = "vpt+conv_lora", num_tokens = 5}]')
+    )
+    assert [item.cell.spec["method"]["name"] for item in found] == ["conv_lora+vpt"]
 
 
 def test_regime_values_are_axes_too(cells):
@@ -145,7 +157,9 @@ def test_a_checkpoints_place_is_no_part_of_a_cell(cells, tmp_path, monkeypatch):
     assert [item.checkpoint for item in found] == places, "a cell's process may run in another folder"
 
 
-@pytest.mark.parametrize("name", [name for name in matrix.names() if read(name).cells[0].kind == "accuracy"])
+@pytest.mark.parametrize(
+    "name", [name for name in matrix.names() if any(block.kind == "accuracy" for block in read(name).cells)]
+)
 def test_every_matrix_of_the_project_expands(name):
     made = read(name)
     assert made.name == name
@@ -161,7 +175,7 @@ def test_the_matrices_that_were_promised():
     smoke = expand(read("smoke"), precision="fp32")
     assert [item.cell.spec["method"]["name"] for item in smoke] == methods.registry.names()
     assert {(item.cell.spec["backbone"], item.cell.spec["image_size"]) for item in smoke} == {("tiny", 128)}
-    for name in {"table1", "full", "table2", "table11", "table15"} | TABLES.keys():
+    for name in {"table1", "full", "table2", "table3", "table4", "table11", "table12", "table15"} | TABLES.keys():
         found = expand(read(name), precision="bf16")
         assert {(item.cell.spec["backbone"], item.cell.spec["image_size"]) for item in found} == {("vit_h", 1024)}
         assert {item.cell.spec["seed"] for item in found} == {0, 1, 2}
@@ -181,7 +195,18 @@ def test_the_tables_share_their_cells():
         assert ids(name) == {cell for cell in same if "-scratch-" not in cell}
     assert ids("table1") <= ids("full")
     binary = {cell for cell in ids("full") if not cell.startswith("trans10k_")}
-    assert len(binary) == len(BINARY) * (11 * 3 + 3)
+    ablations = ids("table3") | ids("table4") | ids("table12") | ids("table13")
+    assert len(binary) == len(BINARY) * (11 * 3 + 3) + len(ablations - ids("table1"))
+
+
+def test_the_ablations_are_cells_beside_those_of_the_tables_of_methods():
+    counts = {"table3": 2 * 3, "table4": 2 * 4 * 3, "table12": 3 * 3, "table13": 2 * 2 * 2}
+    assert {name: len(ids(name)) for name in counts} == counts
+    assert all(ids(name) <= ids("full") for name in counts)
+    assert ids("table3") & ids("table6") == {cell for cell in ids("table6") if cell.startswith("isic2017-conv_lora-")}
+    assert len(ids("table12") & ids("table5")) == 2 * 3
+    assert not ids("table4") & ids("table1") and not ids("table13") & ids("table1")
+    assert {item.cell.spec["seed"] for item in expand(read("table13"), precision="bf16")} == {0, 1}
 
 
 def test_the_tables_of_several_classes_share_their_cells():

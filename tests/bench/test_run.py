@@ -224,7 +224,7 @@ def test_a_plan_of_everything_opens_each_dataset_once(tmp_path, data_root, capsy
     assert main(["--matrix", "full", "--dry-run", "--devices", "cpu", "--results", str(tmp_path / "results")]) == 0
     shown = capsys.readouterr().out
     assert opened == Counter([*PAPERS_BINARY, "trans10k_v1", "trans10k_v2"])
-    assert "321 cells (72 planned, 249 skipped); 72 to run" in shown
+    assert "359 cells (94 planned, 265 skipped); 94 to run" in shown
     assert shown.count("\nmissing: ") == 6
 
 

@@ -367,12 +367,14 @@ def test_the_real_command_finds_our_packages_from_anywhere(results, plan, tmp_pa
 def test_what_is_passed_on_to_a_cell(results, plan, tmp_path):
     (cell,) = plan()
     mine = Planned(Entered(cell.entered.cell, str(tmp_path / "mine.pth")), "stale", True)
-    options = CellOptions(data_root=tmp_path / "data", micro_batch=2, allow_broken=True)
+    execution = {"attention": "bias", "checkpointing": "blocks", "compile": True}
+    options = CellOptions(data_root=tmp_path / "data", micro_batch=2, allow_broken=True, **execution)
     for planned, more, again in ((cell, [], False), (mine, ["--checkpoint", str(tmp_path / "mine.pth")], True)):
         command = Scheduler(results, [CPU], options)._command(planned, Slot("gpu 3", "cuda:0", 5))
         assert command[:4] == [sys.executable, "-m", "bench.cell", cell.id]
         words = ["--results", str(tmp_path), "--device", "cuda:0", "--threads", "5", "--allow-broken"]
-        words += ["--data-root", str(tmp_path / "data"), "--micro-batch", "2", *more]
+        words += ["--data-root", str(tmp_path / "data"), "--micro-batch", "2"]
+        words += ["--attention", "bias", "--checkpointing", "blocks", "--compile", *more]
         assert command[4:] == words + (["--again"] if again else [])
     assert CellOptions().words() == []
 

@@ -136,10 +136,11 @@ def test_a_new_version_changes_the_id(monkeypatch):
 
 
 def test_a_part_of_a_composition_has_its_version(monkeypatch):
-    combined = cell("conv_lora+lora", parameters={"lora.rank": 6})
-    assert combined.spec["method"] == {"name": "conv_lora+lora", "version": [1, 1], "parameters": {"lora.rank": 6}}
+    combined = cell("adapter+lora", parameters={"lora.rank": 6})
+    assert combined.spec["method"] == {"name": "adapter+lora", "version": [1, 1], "parameters": {"lora.rank": 6}}
+    assert cell("lora+adapter", parameters={"rank": 6}).id == combined.id
     monkeypatch.setattr(type(methods.create("lora")), "version", 2)
-    assert cell("conv_lora+lora", parameters={"lora.rank": 6}).id != combined.id
+    assert cell("adapter+lora", parameters={"lora.rank": 6}).id != combined.id
 
 
 def test_saying_a_default_aloud_changes_nothing():
@@ -208,8 +209,8 @@ def test_the_record_holds_every_value_it_ran_with():
 
 
 def test_an_id_is_safe_as_a_name_and_says_what_it_is():
-    name = cell("conv_lora+lora", seed=7).id
-    assert name.startswith("shapes-conv_lora+lora-s7-")
+    name = cell("conv_lora+vpt", seed=7).id
+    assert name.startswith("shapes-conv_lora+vpt-s7-")
     assert "/" not in name
 
 

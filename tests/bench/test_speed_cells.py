@@ -103,6 +103,8 @@ BAD_BLOCKS = {
     "seeds and a regime": ('methods = ["lora"]\nseeds = [0]\nregime = { epochs = 1 }', ["regime, seeds"]),
     "unknown machine key": ('methods = ["lora"]\nmachine = { microbatch = 1 }', ["'microbatch'", "micro_batch"]),
     "no micro-batch": ('methods = ["lora"]\nmachine = { micro_batch = 0 }', ["micro_batch = 0"]),
+    "unknown attention": ('methods = ["lora"]\nmachine = { attention = "flash" }', ["'flash'", "folded"]),
+    "compile is no word": ('methods = ["lora"]\nmachine = { compile = "yes" }', ["'yes'", "False, True"]),
     "unknown method": ('methods = ["lroa"]', ["'lroa'", "'lora'"]),
     "unknown parameter": ('methods = [{ name = "lora", rnk = 3 }]', ["'rnk'"]),
     "unknown backbone": ('methods = ["lora"]\nbackbone = "vit_g"', ["'vit_g'"]),
@@ -138,12 +140,34 @@ def test_a_machine_is_no_matter_of_training(tmp_path):
 def test_the_command_line_takes_the_place_of_what_a_matrix_says(read):
     given = cells.read_methods("ssf,conv_lora:implementation=explicit:rank=6")
     matrix = cells.changed(
-        read('methods = ["lora"]\nimage_size = 128\nmachine = { micro_batch = 1 }'), {"image_size": 256}, given, [2, 4]
+        read('methods = ["lora"]\nimage_size = 128\nmachine = { micro_batch = 1 }'),
+        {"image_size": 256},
+        given,
+        {"micro_batch": [2, 4]},
     )
     found = [entered.cell.spec for entered in expand(matrix)]
     assert {spec["image_size"] for spec in found} == {256}
     assert [spec["machine"]["micro_batch"] for spec in found] == [2, 2, 4, 4]
     assert found[1]["method"]["parameters"] == {"implementation": "explicit", "rank": 6}
+
+
+def test_how_a_model_is_executed_is_an_axis_and_defaults_are_no_part_of_a_measurement(read):
+    plain = one(read).cell
+    axes = 'machine = { attention = ["auto", "bias"], checkpointing = ["none", "selective"], compile = [false, true] }'
+    found = [entered.cell for entered in expand(read(f'methods = ["lora"]\n{axes}'))]
+    assert len({cell.id for cell in found}) == 8 and found[0].id == plain.id
+    assert found[0].spec["machine"] == {"micro_batch": 1}
+    everything = {"micro_batch": 1, "attention": "bias", "checkpointing": "selective", "compile": True}
+    assert found[-1].spec["machine"] == everything
+    given = cells.read_machine(["attention=auto,bias", "checkpointing=none,selective", "compile=false,true"])
+    matrix = cells.changed(read('methods = ["lora"]'), {}, [], given)
+    assert [entered.cell.id for entered in expand(matrix)] == [cell.id for cell in found]
+
+
+@pytest.mark.parametrize("word", ["attention", "attention="])
+def test_a_machine_value_that_is_missing_is_refused(word):
+    with pytest.raises(MatrixError, match="--machine.*KEY=VALUE,.*attention=folded,bias"):
+        cells.read_machine([word])
 
 
 def test_a_parameter_without_a_value_is_refused():

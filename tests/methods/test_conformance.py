@@ -24,10 +24,12 @@ VARIANTS: list[tuple[str, dict[str, object]]] = [
     ("conv_lora", {"top_k": 2}),
     ("conv_lora", {"scales": [4]}),
     ("lora", {"rank": 12}),
-    ("lora+conv_lora", {}),
+    ("conv_lora", {"num_experts": 4}),
+    ("inception", {"rank": 2}),
     ("ssf", {"decoder_mlp": False, "neck": True}),
-    ("ssf+conv_lora", {}),
+    ("ssf+vpt", {}),
     ("adapter+ssf", {}),
+    ("bitfit+lora", {}),
     ("conv_lora+vpt", {"vpt.num_tokens": 5}),
     ("sam_adapter+lora", {}),
     ("lora+lst", {}),
@@ -175,5 +177,13 @@ def test_the_command_prints_a_line_for_each_check(mini: str, capsys: pytest.Capt
     assert main(["check", "sam_zero_shot", "--backbone", mini]) == 0
     shown = capsys.readouterr().out
     assert "several classes: not tried" in shown and "sam_zero_shot: conforms" in shown
+    assert main(["check", "vpt+conv_lora", "num_tokens=5", "--backbone", mini]) == 0
+    assert "conv_lora+vpt vpt.num_tokens=5: conforms" in capsys.readouterr().out
+    assert main(["check", "lora", "rank"]) == 2
+    assert "check 'rank': write KEY=VALUE" in capsys.readouterr().err
+    assert main(["check", "lora", "rnk=3"]) == 2
+    assert "'rnk'" in capsys.readouterr().err
+    assert main(["check", "lora+conv_lora"]) == 2
+    assert "'conv_lora' and 'lora' both want the slot" in capsys.readouterr().err
     assert main(["check", "lorra"]) == 2
     assert "Did you mean 'lora'?" in capsys.readouterr().err

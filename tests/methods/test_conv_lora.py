@@ -14,7 +14,6 @@ from scipy.special import erf, softmax
 from scipy.stats import norm
 from torch import Tensor, nn
 
-from methods import conv_lora as module
 from methods.conv_lora import ConvLoRALinear
 from methods.lora import LoRALinear
 from methods.randomness import image_keys, normal
@@ -243,21 +242,15 @@ def test_evaluation_is_deterministic_and_forgets_the_balance_loss() -> None:
     assert torch.equal(layer(features()), first)
 
 
-def test_under_autocast_routing_stays_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    layer, seen = make(), []
-
-    def spy(clean: Tensor, deviation: Tensor, noise: Tensor, top_k: int):
-        seen.extend([clean, deviation, noise])
-        return module_route(clean, deviation, noise, top_k)
-
-    module_route = module.route
-    monkeypatch.setattr(module, "route", spy)
+def test_under_autocast_routing_stays_in_float32() -> None:
+    layer = make()
     with torch.autocast("cpu", torch.bfloat16):
         output = layer(features())
         low = nn.functional.linear(features(), layer.lora_A)
     assert output.dtype == low.dtype == torch.bfloat16
-    assert {t.dtype for t in seen} == {torch.float32} and layer.balance_loss.dtype == torch.float32
-    assert torch.equal(seen[0], low.float().mean((2, 3)) @ layer.gate)
+    clean, deviation, noise = layer.decision[:3]
+    assert {t.dtype for t in (clean, deviation, noise, layer.balance_loss)} == {torch.float32}
+    assert torch.equal(clean, low.float().mean((2, 3)) @ layer.gate)
     (output.float().sum() + layer.balance_loss.sum()).backward()
     assert all(torch.isfinite(p.grad).all() for p in layer.parameters())
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from methods import Context, Model, create
 from methods.base import TaskLoss
 from methods.conv_lora import ConvLoRALinear
-from methods.randomness import image_keys
+from methods.randomness import image_keys, normal
 
 
 def build(backbone: str, **parameters: object) -> Model:
@@ -44,11 +44,24 @@ def test_the_gate_is_per_window_as_released_and_per_image_in_the_paper(
     assert embedding.expert_counts.sum(-1).tolist() == [[1, 1, 1] if per_image else [4, 1, 4]] * 4
 
 
+@pytest.mark.parametrize("gate", ["window", "image"])
+def test_noise_drawn_for_all_blocks_at_once_is_each_blocks_own(mini: str, gate: str, batch: Callable) -> None:
+    model, images, keys = build(mini, gate=gate).train(), batch()[0], image_keys(0, 3, range(4))
+    layers = [block.attn.qkv for block in model.image_encoder.blocks]
+    model.encode(images, keys)
+    for layer in layers:
+        drawn, used = layer.noise_drawn, layer.decision.noise
+        assert drawn is not None and used.data_ptr() == drawn.data_ptr()
+        assert torch.equal(used, normal(keys, used.shape[1:], layer.salt))
+    model.eval().encode(images, keys)
+    assert [layer.noise_drawn for layer in layers] == [None] * 3
+
+
 @pytest.mark.parametrize(("given", "classes", "weight"), [(None, 1, 1.0), (None, 3, 2.0), (0.5, 3, 0.5), (0.0, 1, 0.0)])
 def test_the_weight_of_the_balance_loss(mini: str, given: float | None, classes: int, weight: float) -> None:
     context = Context(num_classes=classes, backbone=mini, checkpoint="none", image_size=64)
     assert create("conv_lora", {"balance_weight": given}).build(context).aux_weights == {"balance": weight}
-    assert create("lora+conv_lora", {"conv_lora.balance_weight": given}).build(context).aux_weights["balance"] == weight
+    assert create("vpt+conv_lora", {"conv_lora.balance_weight": given}).build(context).aux_weights["balance"] == weight
 
 
 def test_the_balance_losses_of_all_blocks_are_summed(mini: str, batch: Callable, task_loss: TaskLoss) -> None:

@@ -9,7 +9,6 @@ from methods import Context, Model, create
 
 DECODER, TOTAL, IOU_HEAD = 3_505_536, 640_670_416, 132_612
 LORA_PER_RANK = 32 * (1280 + 3840)
-CONV_LORA = 3 * LORA_PER_RANK + 32 * 8 * (9 * 3 * 3 + 3) + 32 * 2 * 3 * 8
 
 
 def on_vit_h(name: str, num_classes: int = 1, mask_tokens: int = 10, **parameters: object) -> Model:
@@ -29,16 +28,21 @@ def on_vit_h(name: str, num_classes: int = 1, mask_tokens: int = 10, **parameter
         ("conv_lora", {}, 4_020_096),
         ("conv_lora", {"num_experts": 4}, 4_008_576),
         ("conv_lora", {"routing": "sum"}, 4_018_560),
-        ("conv_lora", {"scales": [4]}, 3_999_744),
+        *(("conv_lora", {"scales": [scale]}, 3_999_744) for scale in (1, 2, 4, 8)),
         ("conv_lora", {"num_experts": 1}, 3_999_744),
         ("conv_lora", {"variant": "paper"}, 4_020_096),
-        ("lora+conv_lora", {}, DECODER + 3 * LORA_PER_RANK + CONV_LORA),
+        ("conv_lora", {"gate": "image"}, 4_020_096),
+        ("inception", {}, 4_008_576),
+        ("conv_lora+vpt", {"vpt.num_tokens": 5}, 4_224_896),
+        ("vpt+conv_lora", {"num_tokens": 5}, 4_224_896),
+        ("adapter+lora", {}, 3_915_264 + 3 * LORA_PER_RANK),
     ],
 )
 def test_trainable_and_total_parameters(name: str, parameters: dict[str, object], trainable: int) -> None:
     model = on_vit_h(name, **parameters)
     assert model.count() == {"trainable": trainable, "total": TOTAL + trainable - DECODER}
     assert sum(p.numel() for p in model.trainable().values()) == trainable
+    assert DECODER + create(name, parameters).added_parameters(Context()) == trainable
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,7 @@ def write_checkpoint(path: Path, backbone: str, shift: float = 0.0) -> None:
         ("decoder_only", {}),
         ("lora", {"rank": 2}),
         ("conv_lora", {"scales": [1, 4], "variant": "paper"}),
-        ("conv_lora+lora", {"lora.rank": 2}),
+        ("conv_lora+vpt", {"vpt.num_tokens": 2}),
     ],
 )
 def test_load_gives_the_model_that_was_saved(trained: Callable, batch: Callable, name: str, parameters: dict) -> None:

@@ -20,6 +20,7 @@ EXACT = {
     "ssf": 4_418_432,
     "lora": 3_997_056,
     "conv_lora": 4_020_096,
+    "inception": 4_008_576,
     "scratch": 640_531_840,
     "full_finetune": 640_531_840,
     "sam_zero_shot": 0,

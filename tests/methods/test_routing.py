@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 from torch import Tensor
 
-from methods.routing import route, squared_variation
+from methods.routing import Decision, choose, squared_variation, statistics
 
 EXPERTS = 8
 
@@ -21,6 +21,21 @@ class Case(NamedTuple):
     clean: Tensor
     deviation: Tensor
     noise: Tensor
+
+
+class Routing(NamedTuple):
+    chosen: Tensor
+    weights: Tensor
+    balance: Tensor | None
+    counts: Tensor
+
+
+def route(*parts) -> Routing:
+    """All that becomes of one layer's decision."""
+    decision = Decision(*parts)
+    balance, counts = statistics([decision])
+    chosen, weights = choose(decision)
+    return Routing(chosen, torch.ones_like(chosen).float() if weights is None else weights, balance, counts[:, 0])
 
 
 def draw(images: int = 3, maps: int = 5, experts: int = EXPERTS, seed: int = 0) -> Case:
@@ -104,8 +119,13 @@ def test_the_best_are_chosen(images: int, maps: int, experts: int, training: boo
     assert (routing.balance is None) is not training
 
 
-def test_a_single_expert_weighs_exactly_one() -> None:
-    assert (route(*draw(), 1).weights == 1).all()
+def test_of_equal_logits_the_first_is_chosen() -> None:
+    logits = torch.zeros(2, 3, EXPERTS)
+    logits[1, :, 2::3] = 1.0
+    for top_k in (1, 2):
+        chosen, weights = choose(Decision(logits, None, None, top_k))
+        assert chosen.tolist() == [[[0, 1][:top_k]] * 3, [[2, 5][:top_k]] * 3]
+        assert weights is None if top_k == 1 else (weights == 0.5).all()
 
 
 def test_an_image_is_routed_the_same_alone() -> None:
@@ -120,7 +140,7 @@ def test_an_image_is_routed_the_same_alone() -> None:
 def test_one_expert_a_map_is_learnt_from_the_load_alone() -> None:
     clean, deviation, noise = (t.requires_grad_() for t in draw())
     routing = route(clean, deviation, noise, 1)
-    assert not torch.autograd.grad(routing.weights.sum(), clean, retain_graph=True)[0].any()
+    assert choose(Decision(clean, deviation, noise, 1))[1] is None
     for gradient in torch.autograd.grad(routing.balance.sum(), (clean, deviation)):
         assert (gradient != 0).any(-1).all()
 
@@ -129,3 +149,35 @@ def test_the_weights_of_several_experts_are_learnt_from_the_task() -> None:
     clean, deviation, noise = (t.requires_grad_() for t in draw())
     weights = route(clean, deviation, noise, 2).weights
     assert torch.autograd.grad(weights[..., 0].sum(), clean)[0].any()
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 7])
+def test_the_gradient_of_the_balance_loss_is_its_slope(top_k: int) -> None:
+    """Also through the thresholds, which are other experts' logits."""
+    clean, deviation, noise = (t.double() for t in draw())
+
+    def balance(clean: Tensor, deviation: Tensor) -> Tensor:
+        return route(clean, deviation, noise, top_k).balance
+
+    given = (clean.requires_grad_(), deviation.requires_grad_())
+    assert torch.autograd.gradcheck(balance, given, eps=1e-6, atol=1e-5)
+
+
+@pytest.mark.parametrize("top_k", [1, 3])
+@pytest.mark.parametrize("training", [True, False])
+def test_layers_together_have_the_statistics_of_each(training: bool, top_k: int) -> None:
+    """Layers of different numbers of maps and scales, in an order that groups them otherwise."""
+    made = []
+    for seed, (maps, scale) in enumerate([(5, 1.0), (1, 1.0), (5, 1.0), (1, 0.5), (5, 0.5)]):
+        clean, deviation, noise = draw(maps=maps, seed=seed)
+        parts = (clean, deviation, noise) if training else (clean, None, None)
+        made.append(Decision(*parts, top_k, scale))
+    balance, counts = statistics(made)
+    alone = [statistics([decision]) for decision in made]
+    assert torch.equal(counts, torch.cat([count for _, count in alone], dim=1))
+    assert counts.sum(-1).tolist() == [[top_k * n for n in (5, 1, 5, 1, 5)]] * 3
+    if training:
+        torch.testing.assert_close(balance, sum(loss for loss, _ in alone))
+        torch.testing.assert_close(alone[3][0], 0.5 * route(*made[3][:4]).balance)
+    else:
+        assert balance is None
