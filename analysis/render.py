@@ -109,6 +109,7 @@ def _emphasise(text: str, rank: int) -> str:
 
 
 def escape(text: str) -> str:
+    """Text in which Markdown sees no marks."""
     for character in "\\|*<[":
         text = text.replace(character, f"\\{character}")
     return text

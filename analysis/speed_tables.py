@@ -62,7 +62,8 @@ def _table(number: int, measured: Sequence[Measurement]) -> Table | None:
     rows = _rows(number, measured)
     if not any(rows[label] for label in rows if number == WHOLE or label not in _labels(WHOLE)):
         return None
-    machines = sorted({PAPER_MACHINE, *(one.machine for one in measured)}, key=lambda words: (len(words), words))
+    told = [one.machine for own in rows.values() for one in own if number == WHOLE or not one.is_reference]
+    machines = sorted({PAPER_MACHINE, *told}, key=lambda words: (len(words), words))
     columns = {machine: _columns(number, machine) for machine in machines}
     numbers = _paper_numbers()
     entries = {}

@@ -7,6 +7,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -53,6 +54,9 @@ def measure(
         told = progress(f"features of {name}", len(images), "images")
         return features_of(images, backbone, workers=workers, told=told)
 
+    def trained(epoch: int, losses: list[float]) -> None:
+        line(epoch, f", lowest loss {min(filter(math.isfinite, losses), default=math.nan):.4f}")
+
     of_val = features("val", folder.val)
     if augment:
         of_held = features("held out", held_images)
@@ -65,8 +69,7 @@ def measure(
             return of_train[wanted]
 
     encoded = time.monotonic()
-    identity = [backbone.mark(), backbone.pool, augment, repr(recipe), data]
-    state = cache_folder() / "probes" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}.pt"
+    state = _state_file([backbone.mark(), backbone.pool, augment, repr(recipe), data])
     line = progress("training", recipe.epochs, "epochs")
     heads = fit(
         source,
@@ -77,9 +80,7 @@ def measure(
         width=of_val.shape[1],
         device=backbone.machine.device,
         state=state,
-        told=lambda epoch, losses: line(
-            epoch, f", lowest loss {min(filter(math.isfinite, losses), default=math.nan):.4f}"
-        ),
+        told=trained,
     )
     choosing = evaluate(heads, of_held, labels[held])
     best = best_head(choosing)
@@ -87,18 +88,26 @@ def measure(
     state.unlink(missing_ok=True)
     ended = time.monotonic()
     return {
-        "dataset": folder.name,
-        "classes": len(folder.classes),
-        "images": len(folder.val),
+        **_of_folder(folder),
         "data": data,
         "recipe": recipe.described(),
         **_choice(recipe.rates, choosing, best),
         "top1": scores.top1[best],
         "top5": scores.top5[best] if scores.top5 else None,
-        "chance": float(np.bincount(folder.val.labels).max() / len(folder.val)),
         "seconds": {"features": encoded - began, "training": ended - encoded, "total": ended - began},
         "environment": describe(backbone.machine.device),
     }
+
+
+def _of_folder(folder: Folder) -> dict[str, Any]:
+    """What is said of a folder; ``chance`` is the share of its most frequent class."""
+    chance = float(np.bincount(folder.val.labels).max() / len(folder.val))
+    return {"dataset": folder.name, "classes": len(folder.classes), "images": len(folder.val), "chance": chance}
+
+
+def _state_file(identity: list[Any]) -> Path:
+    """Where a training of heads that may be interrupted is kept."""
+    return cache_folder() / "probes" / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:16]}.pt"
 
 
 def _choice(rates: tuple[float, ...], choosing: Scores, best: int) -> dict[str, Any]:
