@@ -29,10 +29,11 @@ def paper_table(number: int, source: Source) -> Table | None:
     columns = {key: _paper_column(group) for key, group in lines.groupby(["dataset", "our_metric"], sort=False)}
     picks, numbers, sizes, excused = {}, {}, {}, {}
     for (row, dataset), own in lines.groupby(["method", "dataset"], sort=False):
-        cells = paper.cells_of(own.iloc[0], source.cells)
+        line = next(own.itertuples())
+        cells = paper.cells_of(line, source.by_identity.get((line.our_method, line.our_dataset, line.shots), ()))
         # Runs have all metrics of a dataset, also where the paper leaves a place blank.
         picks |= {(row, column): cells for (of, _), column in columns.items() if of == dataset}
-        sizes[row] = paper.size(own.iloc[0])
+        sizes[row] = paper.size(line)
         for line in own.itertuples():
             place = (row, columns[dataset, line.our_metric])
             numbers[place] = PaperNumber(line.value, line.standard_error, int(line.paper_runs))

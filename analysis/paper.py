@@ -167,11 +167,11 @@ def cells_of(line: Any, cells: Iterable[Any]) -> list[Any]:
     A parameter the line names must have that value, be it the default or not; all others must be at their
     defaults, which is why a cell's spec may hold no parameter the line does not name.
     """
-    wanted = parameters(line.our_parameters)
+    wanted, identity = parameters(line.our_parameters), (line.our_method, line.our_dataset, line.shots)
     return [
         cell
         for cell in cells
-        if (cell.method, cell.dataset, cell.shots) == (line.our_method, line.our_dataset, line.shots)
+        if (cell.method, cell.dataset, cell.shots) == identity
         and not (cell.dataset_parameters or cell.old_method or cell.old_dataset)
         and set(cell.parameters) <= set(wanted)
         and all(cell.resolved_parameters.get(key) == value for key, value in wanted.items())

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import pandas as pd
@@ -29,6 +30,14 @@ class Source:
     scores: Mapping[tuple[str, str], Mapping[str, float]]
     metrics: Mapping[str, Metric]
 
+    @cached_property
+    def by_identity(self) -> Mapping[tuple[str, str, str], list[Cell]]:
+        """The cells of each method, dataset and number of shots."""
+        found: dict[tuple[str, str, str], list[Cell]] = {}
+        for cell in self.cells:
+            found.setdefault((cell.method, cell.dataset, cell.shots), []).append(cell)
+        return found
+
     def table_name(self, what: str) -> str:
         """A file name without its ending, different for each setting and protocol."""
         protocol = () if self.protocol == PAPER_PROTOCOL else (self.protocol,)
@@ -42,16 +51,18 @@ def sources(results: Results, protocol: str) -> list[Source]:
     cells["data"] = [_data(cell) for cell in cells.itertuples()]
     cells["partial"] = (cells["shots"] == "") & (cells["train_images"] < cells["train_images_available"])
     imported = cells[cells["imported"].astype(bool)]
-    scores: dict[str, list[Any]] = {}
-    for score in results.scores[results.scores["protocol"] == protocol].itertuples():
-        scores.setdefault(score.id, []).append(score)
+    scores: dict[str, list[tuple[str, str, float]]] = {}
+    scored = results.scores[results.scores["protocol"] == protocol]
+    for cell, *score in zip(*(scored[key].tolist() for key in ("id", "test_set", "metric", "value")), strict=True):
+        scores.setdefault(cell, []).append(tuple(score))
     found = []
     for text, own in cells.groupby("setting", sort=True):
         setting = Setting(text)
         members = own if setting.is_imported else pd.concat([own, imported])
         table: dict[tuple[str, str], dict[str, float]] = {}
-        for score in (score for cell in members["id"] for score in scores.get(cell, [])):
-            table.setdefault((score.test_set, score.metric), {})[score.id] = score.value
+        for cell in members["id"]:
+            for test_set, metric, value in scores.get(cell, ()):
+                table.setdefault((test_set, metric), {})[cell] = value
         if own["id"].isin(scores.keys()).any():
             found.append(Source(setting, protocol, tuple(members.itertuples()), table, results.metrics))
     return sorted(found, key=lambda source: (source.setting.is_imported, -_done(source)))

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bench.guard import WrongPackage, check_packages
+from bench.signs import ENDING, PARENT_PIPE, READY, WORKED, listen_to_parent, say
 from bench.spec import Cell, SpeedCell, cell_of
 from bench.store import HEARTBEAT_SECONDS, AlreadyRunning, Attempt, CellFolder, Results, Revoked
 from bench.timing.clock import Pace
@@ -30,7 +31,10 @@ if TYPE_CHECKING:
 log = logging.getLogger("bench.cell")
 # Exit codes; 2 is a usage error, as argparse's.
 FAILED, CLAIMED, REVOKED, INTERRUPTED = 1, 3, 4, 130
-PARENT_PIPE = "BENCH_PARENT_PIPE"  # set by whoever holds the other end of standard input
+DEVICE_LABEL = "BENCH_DEVICE_LABEL"  # which card it is for those outside, where this process sees one alone
+
+ENDING_SECONDS = 60.0  # before the end of a training, in which the next cell can be prepared
+NO_MEMORY = ("out of memory", "ALLOC_FAILED")  # in errors of CUDA's libraries, which have no class of their own
 
 
 class Interrupted(BaseException):
@@ -51,11 +55,14 @@ class Reporter:
         """Take over a training's progress."""
         self._state = asdict(progress)
         self._changed.set()
+        if progress.seconds_left is not None and progress.seconds_left < ENDING_SECONDS:
+            say(ENDING)
 
     def scoring(self, test_set: str, done: int, total: int) -> None:
         """Take over an evaluation's progress."""
         self._state = {**self._state, "stage": f"scoring {test_set} {done}/{total}"}
         self._changed.set()
+        say(ENDING)
 
     def end(self) -> None:
         self._ended = True
@@ -72,31 +79,26 @@ class Reporter:
             time.sleep(0.2)
 
 
-def end_with_parent() -> None:
-    """End this process when the one that holds our standard input is gone, however it died."""
-
-    def watch() -> None:
-        while os.read(0, 1024):
-            continue
-        os._exit(INTERRUPTED)
-
-    if os.environ.get(PARENT_PIPE):
-        threading.Thread(target=watch, daemon=True).start()
-
-
 def outcome(error: BaseException) -> tuple[str, str]:
     """The state an error leaves a cell in, and the reason as one line."""
     paragraph = f"{type(error).__name__}: {error}".split("\n\n")[0]
     reason = " ".join(paragraph.split())
     if isinstance(error, Interrupted | KeyboardInterrupt):
         return "interrupted", "stopped by a signal"
-    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError):
+    of_cuda = isinstance(error, RuntimeError) and any(words in str(error) for words in NO_MEMORY)
+    if type(error).__name__ == "OutOfMemoryError" or isinstance(error, MemoryError) or of_cuda:
         return "oom", reason
     return "failed", reason
 
 
-def run(folder: CellFolder, options: argparse.Namespace) -> int:
-    """Claim the cell, do its work, record how it ended; returns the exit code."""
+def run(folder: CellFolder, options: argparse.Namespace, free: threading.Event) -> int:
+    """Claim the cell, do its work, record how it ended; returns the exit code.
+
+    Args:
+        folder: the cell's.
+        options: of the command line.
+        free: set when a held process is to go on.
+    """
     cell = cell_of(folder.read()["spec"])
     if cell.spec.get("imported"):
         raise ValueError(f"{cell.id} was imported and has no training; python -m bench.score --as-cell enters it anew")
@@ -104,19 +106,35 @@ def run(folder: CellFolder, options: argparse.Namespace) -> int:
         raise ValueError(f"{folder.path} holds the cell {cell.id}; the folder was renamed or its cell.json edited")
     if options.evaluate and isinstance(cell, SpeedCell):
         raise ValueError(f"{cell.id} measures speed and has nothing to score; --again measures it once more")
+    prepared = _prepare(cell, options, free) if options.hold else None
     folder.recover()
     before = folder.status()
     if before["state"] == "done" and not (options.evaluate or options.again or options.join):
         log.info("%s is done already; --again runs it once more, --evaluate scores it again", cell.id)
         return 0
     try:
-        attempt = folder.claim()
+        attempt = folder.claim(device=os.environ.get(DEVICE_LABEL, options.device))
     except AlreadyRunning as error:
         log.error("%s", error)
         return CLAIMED
     folder.set_state("running", attempt=attempt.number)
     with log_file(folder):
-        return _work(folder, cell, attempt, options, before)
+        return _work(folder, cell, attempt, options, before, prepared)
+
+
+def _prepare(cell: Cell, options: argparse.Namespace, free: threading.Event) -> Any:
+    """Do what needs neither claim nor device, wait until there is a device, and return what the work takes over."""
+    prepared = None
+    if not (options.evaluate or isinstance(cell, SpeedCell) or free.is_set()):
+        try:
+            from bench import work
+
+            prepared = work.prepare(cell, options)
+        except Exception as error:  # comes again under the claim, where it is recorded
+            log.warning("could not be prepared: %s", error)
+    say(READY)
+    free.wait()
+    return prepared
 
 
 @contextmanager
@@ -134,12 +152,21 @@ def log_file(folder: CellFolder) -> Iterator[None]:
         handler.close()
 
 
-def _work(folder: CellFolder, cell: Cell, attempt: Attempt, options: argparse.Namespace, before: dict[str, Any]) -> int:
+def _work(
+    folder: CellFolder,
+    cell: Cell,
+    attempt: Attempt,
+    options: argparse.Namespace,
+    before: dict[str, Any],
+    prepared: Any = None,
+) -> int:
     """Do a claimed cell's work and record how it ended; returns the exit code."""
     reporter = Reporter(attempt, options.device)
     options.stale = before.get("stale", [])
     try:
-        _task(cell, evaluate=options.evaluate)(cell, attempt, options, reporter)
+        more = {} if prepared is None else {"prepared": prepared}
+        _task(cell, evaluate=options.evaluate)(cell, attempt, options, reporter, **more)
+        say(WORKED)
     except Revoked as error:
         log.error("%s", error)
         return REVOKED
@@ -153,7 +180,7 @@ def _work(folder: CellFolder, cell: Cell, attempt: Attempt, options: argparse.Na
     return 0
 
 
-def _task(cell: Cell, *, evaluate: bool) -> Callable[[Cell, Attempt, argparse.Namespace, Reporter], None]:
+def _task(cell: Cell, *, evaluate: bool) -> Callable[..., None]:
     """What is done; imported under the claim: whoever looks sees that the cell is taken while torch loads."""
     if isinstance(cell, SpeedCell):
         from bench.timing.work import measure
@@ -230,6 +257,10 @@ def parse(words: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--evaluate", action="store_true", help="score the saved adapter again, train nothing")
     parser.add_argument("--again", action="store_true", help="run a cell that is done once more")
+    parser.add_argument("--hold", action="store_true", help="prepare, then wait for a line on standard input")
+    parser.add_argument(
+        "--oom-retries", type=int, default=0, help="how often it ran out of memory before, for its record"
+    )
     parser.add_argument("--join", action="store_true", help="measure speed once more: all repeats count together")
     parser.add_argument("--repeats", type=int, default=Pace.repeats, help="how often a cell of kind speed times each")
     parser.add_argument("--seconds", type=float, default=Pace.seconds, help="how long each of these times is")
@@ -238,9 +269,9 @@ def parse(words: list[str] | None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> int:
     """Entry point of ``python -m bench.cell``."""
-    end_with_parent()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
     options = parse(words)
+    free = listen_to_parent(hold=options.hold)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", stream=sys.stderr)
 
     def stop(number: int, frame: Any) -> None:
         raise Interrupted
@@ -252,11 +283,15 @@ def main(words: list[str] | None = None) -> int:
             import torch
 
             torch.set_num_threads(options.threads)
-        return run(Results(options.results).cell(options.id), options)
+        return run(Results(options.results).cell(options.id), options, free)
     except (WrongPackage, FileNotFoundError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    ended = main()
+    logging.shutdown()
+    sys.stdout.flush()
+    # Python would first take torch apart, for a second in which the device waits.
+    os._exit(ended)

@@ -1,11 +1,18 @@
-"""Slots: places where a cell can run, from what the machine has and the user allows."""
+"""Devices and slots: where cells can run, from what the machine has and the user allows."""
 
 from __future__ import annotations
 
 import os
-import shutil
-import subprocess
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+from bench import cards
+from bench.cards import Card
+
+MOST_LANES = 8  # cells at a time on a card whose memory would hold more
+ORDER = "CUDA_DEVICE_ORDER"
+VISIBLE = "CUDA_VISIBLE_DEVICES"
 
 
 class DeviceError(RuntimeError):
@@ -28,65 +35,101 @@ class Slot:
     threads: int
     environment: dict[str, str] = field(default_factory=dict, hash=False)
 
+    def with_threads(self, count: int) -> Slot:
+        """The same place with other threads."""
+        return replace(self, threads=count, environment={**self.environment, **_threads(count)})
 
-def slots(wanted: str = "auto") -> list[Slot]:
-    """The slots that ``--devices`` names.
+
+@dataclass(frozen=True)
+class Device:
+    """A card or the CPU.
+
+    Attributes:
+        label: as shown to people.
+        slots: one for each of its lanes.
+        model: as results name it, "cpu" for this machine's processor.
+        memory: bytes that its cells share; None where they are not counted.
+        uuid: the card's.
+    """
+
+    label: str
+    slots: tuple[Slot, ...]
+    model: str = "cpu"
+    memory: int | None = None
+    uuid: str | None = None
+
+    @property
+    def device(self) -> str:
+        """Its name inside a cell's process."""
+        return self.slots[0].device
+
+    @classmethod
+    def of(cls, slot: Slot) -> Device:
+        """A device for one cell at a time, which has it for itself."""
+        return cls(slot.label, (slot,))
+
+    def free_memory(self) -> int | None:
+        """Bytes that no process holds now, of anyone's; None where that is not known."""
+        return cards.free_memory(self.uuid) if self.uuid else None
+
+
+def devices(wanted: str = "auto", *, per_gpu: int | None = None) -> list[Device]:
+    """The devices that ``--devices`` names.
 
     Args:
         wanted: "auto" (all GPUs, else the CPU), "cpu", "cpu:N" (N cells side by side), or GPU numbers
             "0,1"; a number given twice holds two cells. Numbers count what CUDA_VISIBLE_DEVICES leaves.
+        per_gpu: cells at a time on a GPU; None for as many as its memory holds.
 
     Raises:
-        DeviceError: a GPU that is not there, or one the driver sees and torch does not.
+        DeviceError: a GPU that is not there, or one the driver has and torch cannot use.
     """
     kind, _, count = wanted.partition(":")
     if kind == "cpu":
         if count and (not count.isdigit() or int(count) < 1):
             raise DeviceError(f"--devices {wanted!r}: write cpu, or cpu:N for N cells side by side")
-        return _cpu_slots(int(count or 1))
-    visible = _torch_gpus()
-    numbers = wanted.split(",")
-    if wanted == "auto" or all(number.strip().isdigit() for number in numbers):
-        unusable = None if visible else _unusable_gpus()
-        if unusable:
-            raise DeviceError(
-                f"the driver sees a GPU but torch cannot use it.\n{unusable}\n"
-                "Install a torch build that fits the driver, or say --devices cpu to run without it."
-            )
-    if wanted == "auto":
-        return _gpu_slots(range(visible)) if visible else _cpu_slots(1)
-    if not all(number.strip().isdigit() for number in numbers):
+        return [_cpu(int(count or 1))]
+    numbers = [word.strip() for word in wanted.split(",")]
+    if wanted != "auto" and not all(number.isdigit() for number in numbers):
         raise DeviceError(f"--devices {wanted!r} is unknown; allowed: auto, cpu, cpu:N, or GPU numbers such as 0,1")
-    chosen = [int(number) for number in numbers]
-    if max(chosen) >= visible:
-        raise DeviceError(
-            f"--devices {wanted}: torch sees {visible} GPUs, numbered from 0; allowed: auto, cpu, cpu:N, numbers"
-        )
-    return _gpu_slots(chosen)
+    found = _usable()
+    if wanted == "auto":
+        chosen = Counter(range(len(found)))
+    else:
+        chosen = Counter(map(int, numbers))
+        if max(chosen) >= len(found):
+            raise DeviceError(
+                f"--devices {wanted}: there are {len(found)} GPUs, numbered from 0; allowed: auto, cpu, cpu:N, numbers"
+            )
+    if not chosen:
+        return [_cpu(1)]
+    share = max(1, cores() // len(chosen))
+    most = per_gpu or min(MOST_LANES, share)
+    return [_gpu(n, found[n], times if times > 1 else most, share) for n, times in chosen.items()]
 
 
-def precision_for(places: list[Slot]) -> str:
-    """What ``precision = "auto"`` means on these slots: bf16 on GPUs, fp32 on CPUs."""
-    return "bf16" if any(slot.device != "cpu" for slot in places) else "fp32"
+def slots(wanted: str = "auto") -> list[Slot]:
+    """A slot on each device that ``--devices`` names, for a cell that has it for itself."""
+    return [device.slots[0] for device in devices(wanted, per_gpu=1)]
 
 
-def _cpu_slots(count: int) -> list[Slot]:
-    threads = max(1, cores() // count)
-    hidden = {"CUDA_VISIBLE_DEVICES": "", **_threads(threads)}
-    return [Slot("cpu" if count == 1 else f"cpu {i}", "cpu", threads, hidden) for i in range(count)]
+def precision_for(places: Sequence[Slot | Device]) -> str:
+    """What ``precision = "auto"`` means on these devices: bf16 on GPUs, fp32 on CPUs."""
+    return "bf16" if any(place.device != "cpu" for place in places) else "fp32"
 
 
-def _gpu_slots(numbers) -> list[Slot]:
-    """One slot for every number; the outer CUDA_VISIBLE_DEVICES decides what a number means."""
-    numbers = list(numbers)
-    outer = [token for token in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if token]
-    threads = max(1, cores() // len(numbers))
-    order = os.environ.get("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    shared = {"CUDA_DEVICE_ORDER": order, **_threads(threads)}
-    return [
-        Slot(f"gpu {n}", "cuda:0", threads, {**shared, "CUDA_VISIBLE_DEVICES": outer[n] if outer else str(n)})
-        for n in numbers
-    ]
+def _cpu(lanes: int) -> Device:
+    threads = max(1, cores() // lanes)
+    environment = {VISIBLE: "", **_threads(threads)}
+    labels = ["cpu"] if lanes == 1 else [f"cpu {lane}" for lane in range(lanes)]
+    return Device("cpu", tuple(Slot(label, "cpu", threads, environment) for label in labels))
+
+
+def _gpu(number: int, card: Card, lanes: int, threads: int) -> Device:
+    """A card; where its lanes run at the same time each gets less of the ``threads``."""
+    environment = {ORDER: os.environ.get(ORDER, "PCI_BUS_ID"), VISIBLE: card.uuid, **_threads(threads)}
+    slot = Slot(f"gpu {number}", "cuda:0", threads, environment)
+    return Device(slot.label, (slot,) * lanes, card.model, card.memory, card.uuid)
 
 
 def _threads(count: int) -> dict[str, str]:
@@ -103,33 +146,31 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _torch_gpus() -> int:
-    # Inherited by the cells, so that a number means the same card there and in nvidia-smi.
-    os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
-    import torch
+def _usable() -> list[Card]:
+    """The cards that the user left visible, in that order.
 
-    return torch.cuda.device_count() if torch.cuda.is_available() else 0
-
-
-def _unusable_gpus() -> str | None:
-    """What the driver lists although torch can use none of it; None where there is nothing."""
-    if os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1"):
-        return None
-    command = shutil.which("nvidia-smi")
-    if command is None:
-        return None
-    try:
-        listed = subprocess.run([command, "-L"], capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.TimeoutExpired):
-        return None
-    if listed.returncode or "GPU" not in listed.stdout:
-        return None
-    import torch
-
-    built = torch.version.cuda
-    why = (
-        f"This torch {torch.__version__} is built for CUDA {built}."
-        if built
-        else f"This torch {torch.__version__} is built without CUDA."
-    )
-    return f"{listed.stdout.strip()}\n{why}"
+    Raises:
+        DeviceError: torch cannot use them, or it cannot be told which ones are meant.
+    """
+    # Inherited by the cells and by whatever asks torch here, so that a number means the same card as in nvidia-smi.
+    os.environ.setdefault(ORDER, "PCI_BUS_ID")
+    value = os.environ.get(VISIBLE)
+    found = cards.all_cards() if value not in cards.HIDDEN else []
+    listed = "\n".join(f"GPU {card.number}: {card.model} (UUID: {card.uuid})" for card in found)
+    if not found:
+        return []
+    if reason := cards.unusable():
+        raise DeviceError(
+            f"the driver sees a GPU but torch cannot use it.\n{listed}\n{reason}\n"
+            "Install a torch build that fits the driver, or say --devices cpu to run without it."
+        )
+    by_number = value is not None and any(word.strip().isdigit() for word in value.split(","))
+    if by_number and os.environ[ORDER] != "PCI_BUS_ID" and len({card.model for card in found}) > 1:
+        raise DeviceError(
+            f"{VISIBLE}={value} counts cards of several models in the order {os.environ[ORDER]}, which CUDA alone "
+            f"knows; write their UUIDs instead, or set {ORDER}=PCI_BUS_ID:\n{listed}"
+        )
+    left = cards.visible(found, value)
+    if not left:
+        raise DeviceError(f"{VISIBLE}={value} names none of the cards that the driver has:\n{listed}")
+    return left

@@ -30,16 +30,24 @@ def describe(device: str) -> dict[str, Any]:
     """What a record says of its surroundings."""
     import torch
 
-    on_gpu = device.startswith("cuda")
     packages = ("torch", "segment-anything", "numpy", "pysodmetrics")
     return {
         "python": platform.python_version(),
         **{name: _version(name) for name in packages},
-        "device": torch.cuda.get_device_name(device) if on_gpu else f"{processor()} ({os.cpu_count()} cores)",
+        "device": device_name(device),
         "threads": torch.get_num_threads(),
         "host": platform.node(),
         **git_state(),
     }
+
+
+def device_name(device: str) -> str:
+    """The model of a device, as records name it: a card's as torch gives it, or this machine's processor."""
+    if device.startswith("cuda"):
+        import torch
+
+        return torch.cuda.get_device_name(device)
+    return f"{processor()} ({os.cpu_count()} cores)"
 
 
 def _version(package: str) -> str | None:

@@ -33,6 +33,7 @@ TIMING = ("training.py", "embeddings.py", "losses/*.py", "timing/clock.py", "tim
 EVALUATION = ("evaluation.py", "prediction.py", "scoring.py", "data.py", "embeddings.py", "metrics/*.py")
 
 
+@cache
 def stripped(source: str) -> str:
     """Python source without comments, strings that stand alone, blank lines and trailing spaces."""
     lines = source.splitlines()
@@ -63,16 +64,16 @@ def digest(texts: Iterable[str]) -> str:
 @cache
 def module_digest(module: str) -> str:
     """Digest of a module together with all it imports from its own top-level package."""
-    found: dict[str, Path] = {}
+    found: dict[str, str] = {}
     waiting = [module]
     package = module.partition(".")[0]
     while waiting:
         name = waiting.pop()
         path = None if name in found else _file_of(name)
         if path is not None:
-            found[name] = path
-            waiting += [other for other in _imports(path) if other.partition(".")[0] == package]
-    return digest(stripped(found[name].read_text(encoding="utf-8")) for name in sorted(found))
+            found[name] = path.read_text(encoding="utf-8")
+            waiting += [other for other in _imports(found[name]) if other.partition(".")[0] == package]
+    return digest(stripped(found[name]) for name in sorted(found))
 
 
 def _file_of(module: str) -> Path | None:
@@ -83,9 +84,10 @@ def _file_of(module: str) -> Path | None:
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
-def _imports(path: Path) -> set[str]:
+@cache
+def _imports(source: str) -> set[str]:
     names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
@@ -149,18 +151,21 @@ def differing(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     A split is compared where both have it: copies differ in their test sets, and what a result says of one set
     is not changed by another. Counts of images say nothing that the digests do not.
     """
-    before, after = _pieces(old), _pieces(new)
+    if old == new:
+        return []
+    before, after = pieces(old), pieces(new)
     odd = {name for name in before | after if before.get(name) != after.get(name)}
     one_sided = {name for name in before.keys() ^ after.keys() if name.startswith("data.")}
     return sorted(name for name in odd - one_sided if not name.startswith("images."))
 
 
-def _pieces(evidence: Mapping[str, Any]) -> dict[str, Any]:
-    pieces: dict[str, Any] = {}
+def pieces(evidence: Mapping[str, Any]) -> dict[str, Any]:
+    """Each piece by its name."""
+    found: dict[str, Any] = {}
     for name, value in evidence.items():
         inner = value.items() if isinstance(value, Mapping) else [("", value)]
-        pieces |= {f"{name}.{key}" if key else name: one for key, one in inner}
-    return pieces
+        found |= {f"{name}.{key}" if key else name: one for key, one in inner}
+    return found
 
 
 def unscored(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

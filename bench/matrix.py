@@ -12,10 +12,11 @@ import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Self, get_origin
+from typing import Annotated, Any, Literal, Self, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeInt, ValidationError, model_validator
 
+from bench.backends.section import Section, section
 from bench.fit import fits
 from bench.regime import Regime
 from bench.registry import UnknownName
@@ -78,6 +79,7 @@ class Matrix(_Table):
     image_size: int | list[int] = 1024
     precision: str | list[str] = "auto"
     seeds: list[NonNegativeInt] = Field(default_factory=lambda: [0])
+    backend: Annotated[Section, BeforeValidator(section)] | None = None
     cells: list[Block]
 
 

@@ -14,7 +14,7 @@ from bench import evidence
 from bench.data import with_shots
 from bench.matrix import Entered
 from bench.spec import canonical
-from bench.store import CellFolder, Results, write_json
+from bench.store import CellFolder, Results, read_json, write_json
 
 # A failure is not tried again unasked: it would fail again, and hide among what is new.
 TERMINAL = {"done", "failed", "oom", "timeout"}
@@ -75,7 +75,7 @@ class Opened:
 
 @dataclass
 class Plan:
-    """All cells of a run, in the order they will be executed.
+    """All cells of a run; the queue decides in which order they start.
 
     Attributes:
         cells: the cells.
@@ -120,20 +120,23 @@ def make(
     """
     from methods.sam.checkpoints import resolve
 
-    plan, whole, opened = Plan(), {}, {}
+    plan, whole, opened, collected = Plan(), {}, {}, {}
     for item in entered:
         spec = item.cell.spec
-        dataset = {key: value for key, value in spec["dataset"].items() if key != "shots"}
-        if (name := canonical(dataset)) not in whole:
-            whole[name] = _open(item, data_root, allow_broken)
         # Only a few-shot subset depends on the seed.
         key = canonical([spec["dataset"], spec["seed"] if spec["dataset"].get("shots") else None])
         if key not in opened:
+            name = canonical({key: value for key, value in spec["dataset"].items() if key != "shots"})
+            if name not in whole:
+                whole[name] = _open(item, data_root, allow_broken)
             opened[key] = _cut(item, whole[name])
         source, made = opened[key], None
         if source.splits:
-            digest = resolve(spec["backbone"], item.checkpoint or spec["checkpoint"]).digest()
-            made = evidence.collect(item.cell, source.data, digest)
+            parts = key, canonical(spec["method"]), spec["backbone"], item.checkpoint or spec["checkpoint"]
+            if parts not in collected:
+                digest = resolve(*parts[2:]).digest()
+                collected[parts] = evidence.collect(item.cell, source.data, digest)
+            made = collected[parts]
         planned = _judge(item, results, made, rerun)
         if planned.runs and made is None:
             note = f"dataset {source.label} is {'missing' if source.missing else 'broken'}"
@@ -167,14 +170,14 @@ def _cut(item: Entered, whole: Opened) -> Opened:
 def _judge(item: Entered, results: Results, made: dict[str, Any] | None, rerun: str | None) -> Planned:
     """A cell's state and whether it runs; without evidence (``made``) its result is taken as it is."""
     folder = results.cell(item.cell.id)
-    if not (folder.path / "cell.json").exists():
+    if (card := read_json(folder.path / "cell.json")) is None:
         return Planned(item, "planned", True, evidence=made)
     status = folder.status()
     planned = Planned(item, status["state"], False, status.get("reason") or "", made)
     if planned.state == "skipped" and made is not None:
         planned.state, planned.note = "planned", ""  # its dataset has come since
     if planned.state == "done" and made is not None:
-        _compare(planned, folder.read()["evidence"], made)
+        _compare(planned, card["evidence"], made)
     asked = rerun == "all" or rerun == planned.state
     planned.runs = planned.state != "running" and (asked or planned.state not in TERMINAL | {"stale"})
     return planned

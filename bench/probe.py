@@ -168,7 +168,7 @@ class _Line:
         self._said = time.monotonic()
 
     def __call__(self, done: int, more: str = "") -> None:
-        from bench.progress import duration
+        from bench.durations import duration
 
         now = time.monotonic()
         began, before = self._first = self._first or (now, done)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import threading
 from collections import Counter
-from types import TracebackType
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from rich.console import Console, Group
@@ -12,35 +13,24 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from bench.durations import duration
 from bench.scheduler import Outcome, Running, Scheduler
 
 LINE_SECONDS = 60.0
 COLOURS = {"done": "green", "failed": "red", "oom": "red", "timeout": "red", "interrupted": "yellow"}
 
 
-def duration(seconds: float | None) -> str:
-    """Seconds as people read them: 45s, 3m05s, 2h07m."""
-    if seconds is None:
-        return ""
-    seconds = int(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    if seconds < 3600:
-        return f"{seconds // 60}m{seconds % 60:02d}s"
-    return f"{seconds // 3600}h{seconds % 3600 // 60:02d}m"
-
-
 class Display:
-    """Shows a run while it goes on; a context manager.
+    """Shows a run while it goes on.
 
     Args:
-        scheduler: asked for what runs.
         total: cells to execute.
         console: where to; decides between a live table and lines.
     """
 
-    def __init__(self, scheduler: Scheduler, total: int, console: Console) -> None:
-        self._scheduler, self._total, self._console = scheduler, total, console
+    def __init__(self, total: int, console: Console) -> None:
+        self._total, self._console = total, console
+        self._scheduler: Scheduler | None = None
         self._states: Counter[str] = Counter()
         self._seconds: list[float] = []
         self._live = (
@@ -48,31 +38,37 @@ class Display:
         )
         self._left = threading.Event()
 
-    def __enter__(self) -> Display:
+    @contextmanager
+    def showing(self, scheduler: Scheduler) -> Iterator[None]:
+        """Show what a scheduler, or what stands for one, says of the cells at work."""
+        self._scheduler = scheduler
         if self._live:
             self._live.start()
         else:
             threading.Thread(target=self._report, daemon=True).start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._left.set()
-        if self._live:
-            self._live.stop()
+        try:
+            yield
+        finally:
+            self._left.set()
+            if self._live:
+                self._live.stop()
 
     def started(self, running: Running) -> None:
         """A cell's process was started."""
         if not self._live:
             self._line(f"start   {running.planned.id} on {running.slot.label}")
 
+    def remark(self, line: str) -> None:
+        """Something that whoever waits should know."""
+        self._line(line)
+
     def ended(self, outcome: Outcome, score: str) -> None:
         """A cell ended; ``score`` is its headline."""
         self._states[outcome.state] += 1
         if outcome.state == "done":
             self._seconds.append(outcome.seconds)
-        text = Text(f"{outcome.state:<7} {outcome.id} {duration(outcome.seconds)} {score or outcome.reason}")
+        took = duration(outcome.seconds) if outcome.slot else "elsewhere"
+        text = Text(f"{outcome.state:<7} {outcome.id} {took} {score or outcome.reason}")
         text.stylize(COLOURS.get(outcome.state, ""), 0, len(outcome.state))
         self._console.print(text, soft_wrap=True)
 

@@ -12,73 +12,20 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from bench import fit
+from bench import devices, fit
 from bench import matrix as matrices
+from bench.devices import Device
 from bench.guard import check_packages
-from bench.registry import assignments
+from bench.run_options import filters, parse, settings
+
+if TYPE_CHECKING:
+    from bench.progress import Display
 
 FAILURES = {"failed", "oom", "timeout"}
-
-
-def parse(words: Sequence[str] | None) -> argparse.Namespace:
-    """The command line of ``python -m bench.run``."""
-    parser = argparse.ArgumentParser(prog="python -m bench.run", description=__doc__.split("\n\n")[0])
-    add = parser.add_argument
-    add("--matrix", required=True, help=f"a name ({', '.join(matrices.names())}) or a .toml file")
-    add(
-        "--only",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE,...",
-        help=f"run these cells only; keys: {', '.join(matrices.FILTERS)}",
-    )
-    add(
-        "--set",
-        action="append",
-        default=[],
-        metavar="KEY=VALUE",
-        help="change a setting or a regime value in every cell, e.g. epochs=5",
-    )
-    add("--dry-run", action="store_true", help="print the plan and stop")
-    add("--devices", default="auto", help="auto, cpu, cpu:N, or GPU numbers such as 0,1 (default: auto)")
-    add("--results", type=Path, default=Path("results"), help="results folder (default: results)")
-    add("--data-root", type=Path, help="where datasets lie (default: $BENCH_DATA_ROOT)")
-    add("--rerun", choices=["failed", "oom", "timeout", "stale", "all"], help="also run cells in this state again")
-    add("--skip-missing", action="store_true", help="go on without cells whose dataset is missing")
-    add("--allow-broken", action="store_true", help="use datasets although some of their files are broken")
-    add(
-        "--micro-batch",
-        type=int,
-        default=0,
-        help="images a forward pass; changes speed and memory only (default: the whole batch)",
-    )
-    add("--tracking-uri", help="MLflow store (default: sqlite:///mlflow.db beside the results folder)")
-    add("--no-tracking", action="store_true", help="leave MLflow alone; `python -m bench.tracking rebuild` catches up")
-    return parser.parse_args(words)
-
-
-def filters(given: Sequence[str]) -> dict[str, list[str]]:
-    """``--only`` words as a filter."""
-    found: dict[str, list[str]] = {}
-    for word in given:
-        key, sign, values = word.partition("=")
-        if not sign or not values:
-            raise matrices.MatrixError(f"--only {word!r}: write KEY=VALUE, e.g. --only method=lora,conv_lora")
-        found.setdefault(key, []).extend(values.split(","))
-    return found
-
-
-def settings(given: Sequence[str]) -> dict[str, Any]:
-    """``--set`` words as settings."""
-    try:
-        return assignments(given, name="--set", form="KEY=VALUE", example="--set epochs=5")
-    except ValueError as error:
-        raise matrices.MatrixError(str(error)) from None
 
 
 def print_plan(plan: Any, places: Sequence[Any], options: argparse.Namespace, console: Console) -> None:
@@ -86,7 +33,7 @@ def print_plan(plan: Any, places: Sequence[Any], options: argparse.Namespace, co
     todo = plan.todo()
     counts = ", ".join(f"{count} {state}" for state, count in sorted(plan.counts().items()))
     console.print(
-        f"{len(plan.cells)} cells ({counts}); {len(todo)} to run on {', '.join(slot.label for slot in places)}",
+        f"{len(plan.cells)} cells ({counts}); {len(todo)} to run on {', '.join(place.label for place in places)}",
     )
     if plan.random_backbones():
         console.print(
@@ -94,10 +41,10 @@ def print_plan(plan: Any, places: Sequence[Any], options: argparse.Namespace, co
             "The numbers show that everything runs; they say nothing about which method is better.",
             style="bold yellow",
         )
-    for cell in plan.cells:
-        if options.dry_run or cell.state in FAILURES | {"stale"}:
-            mark = "run " if cell.runs else "    "
-            console.print(f"  {mark}{cell.state:<12}{cell.id}  {cell.note}", soft_wrap=True)
+    shown = [cell for cell in plan.cells if options.dry_run or cell.state in FAILURES | {"stale"}]
+    lines = [f"  {'run ' if cell.runs else '    '}{cell.state:<12}{cell.id}  {cell.note}" for cell in shown]
+    if lines:
+        console.print("\n".join(lines), soft_wrap=True)  # at once: there may be thousands
     states = {cell.state for cell in plan.cells if not cell.runs} & (FAILURES | {"stale"})
     for state in sorted(states):
         console.print(
@@ -147,37 +94,85 @@ def fetch_checkpoints(plan: Any, console: Console) -> None:
             console.print(f"checkpoint {checkpoint.name}: {checkpoint.fetch()}", soft_wrap=True)
 
 
+def backend_of(options: argparse.Namespace, matrix: matrices.Matrix) -> Any:
+    """The ``[backend]`` section that says where dask finds workers; None where cells are started from here."""
+    if options.backend == "local":
+        return None
+    from bench.backends import section
+
+    given = section.read(options.backend_config) if options.backend_config else matrix.backend
+    return given or (section.LocalCluster() if options.backend == "dask" else None)
+
+
+def devices_of(options: argparse.Namespace, backend: Any) -> Sequence[Device]:
+    """What the run is planned for."""
+    if backend is None:
+        return devices.devices(options.devices, per_gpu=options.per_gpu)
+    from bench.backends import dask
+
+    return dask.places(backend, options.devices, per_gpu=options.per_gpu)
+
+
+def scheduler_of(options: argparse.Namespace, backend: Any, places: Sequence[Device], display: Display) -> Any:
+    """What runs the cells: a :class:`bench.scheduler.Scheduler`, or what stands for it on a cluster."""
+    from bench.estimates import Estimates
+    from bench.scheduler import CellOptions, Scheduler
+    from bench.store import Results
+
+    results = Results(options.results)
+    passed_on = CellOptions(
+        options.data_root and options.data_root.resolve(),
+        options.micro_batch,
+        options.allow_broken,
+        attention=options.attention,
+        checkpointing=options.checkpointing,
+        compile=options.compile,
+    )
+    told = {"on_start": display.started, "on_remark": display.remark}
+    limits = {"timeout": options.timeout, "budget": options.budget}
+    if backend is not None:
+        from bench.backends import dask
+
+        return dask.Front(results, backend, places, passed_on, per_gpu=options.per_gpu, **limits, **told)
+    threads = places[0].slots[0].threads if places[0].device == "cpu" else 0
+    estimates = Estimates(results, device=places[0].model, threads=threads)
+    return Scheduler(results, places, passed_on, estimates=estimates, **limits, **told)
+
+
 def execute(
-    plan: Any, places: Sequence[Any], options: argparse.Namespace, console: Console
+    plan: Any, places: Sequence[Device], options: argparse.Namespace, backend: Any, console: Console
 ) -> tuple[dict[str, int], bool]:
     """Run the plan; returns how many cells ended in each state, and whether the run was stopped."""
     from bench.cell import headline
     from bench.progress import Display
-    from bench.scheduler import CellOptions, Scheduler
     from bench.store import Results
     from bench.tracking import Tracker
 
-    results = Results(options.results)
-    passed_on = CellOptions(
-        options.data_root and options.data_root.resolve(), options.micro_batch, options.allow_broken
-    )
-    displays: list[Display] = []
-    scheduler = Scheduler(results, places, passed_on, on_start=lambda running: displays[0].started(running))
+    results, todo = Results(options.results), plan.todo()
+    watched = [cell for cell in plan.cells if cell.state == "running"]
+    display = Display(len(todo) + len(watched), console)
+    scheduler = scheduler_of(options, backend, places, display)
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: scheduler.stop())
     ended: dict[str, int] = {}
+    left: dict[str, list[str]] = {}
     tracker = Tracker(options.results, uri=options.tracking_uri, enabled=not options.no_tracking)
-    if plan.todo():
+    if todo or watched:
         tracker.start()
-    with Display(scheduler, len(plan.todo()), console) as display:
-        displays.append(display)
-        for outcome in scheduler.run(plan.todo()):
-            ended[outcome.state] = ended.get(outcome.state, 0) + 1
+    with display.showing(scheduler):
+        for outcome in scheduler.run(todo, watched):
+            state = outcome.state if outcome.slot or outcome.state != "done" else "elsewhere"
+            ended[state] = ended.get(state, 0) + 1
             if outcome.state == "not started":
+                left.setdefault(outcome.reason, []).append(outcome.id)
                 continue
             result = results.cell(outcome.id).result() if outcome.state == "done" else None
             display.ended(outcome, headline(result) if result else "")
             tracker.cell_changed(outcome.id)
+    for reason, cells in left.items() if not scheduler.stopped else ():
+        console.print(f"not started, {reason}: {', '.join(cells)}", soft_wrap=True)
+    for busy in scheduler.busy if ended else ():
+        console.print(str(busy), soft_wrap=True)
     message = tracker.close()
     if message:
         console.print(message, soft_wrap=True)
@@ -186,7 +181,7 @@ def execute(
 
 def main(words: Sequence[str] | None = None) -> int:
     """Entry point of ``python -m bench.run``; 0 if all cells are done, 1 if some failed, 2 for a usage error."""
-    options = parse(words)
+    options = parse(words, description=__doc__.split("\n\n")[0])
     # Reasons and paths hold brackets of their own.
     console = Console(width=None if sys.stdout.isatty() else 200, markup=False, highlight=False, emoji=False)
     try:
@@ -202,11 +197,12 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     check_packages()
     changes, wanted = settings(options.set), filters(options.only)
     chosen = matrices.override(matrices.read(options.matrix), changes)
-    from bench import counts, devices, speed_part
+    from bench import counts, speed_part
     from bench import plan as planning
     from bench.store import Results
 
-    places, results = devices.slots(options.devices), Results(options.results)
+    backend = backend_of(options, chosen)
+    places, results = devices_of(options, backend), Results(options.results)
     precision = devices.precision_for(places)
     entered, kinds = matrices.expand(chosen, precision=precision), speed_part.kinds(chosen, wanted)
     training, asked = speed_part.TRAINS in kinds, "speed" in wanted.pop("kind", [])
@@ -222,7 +218,15 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         print_plan(plan, places, options, console)
     if speed:
         console.print(str(speed), soft_wrap=True)
+    if options.dry_run and backend is not None:
+        from bench.backends.cluster import describe
+
+        console.print(describe(backend, places, options.results), soft_wrap=True)
     if options.dry_run:
+        from bench.forecast import of_plan
+
+        for line in of_plan(plan, results, devices.devices(options.devices), micro_batch=options.micro_batch):
+            console.print(f"  {line}", soft_wrap=True)
         states = {cell.id: cell.state for cell in plan.cells} | (speed.states(results) if speed else {})
         device = speed.device_model() if speed else ""
         for line in counts.by_table(states, changes, precision=precision, device=device):
@@ -230,13 +234,13 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     print_unusable(plan, options, console)
     if options.dry_run:
         return 0
-    code = _train(plan, places, options, console) if training else 0
+    code = _train(plan, places, options, backend, console) if training else 0
     if speed and speed.runs and code in (0, 1):
         code = speed.measure() or code
     return code
 
 
-def _train(plan: Any, places: Sequence[Any], options: argparse.Namespace, console: Console) -> int:
+def _train(plan: Any, places: Sequence[Device], options: argparse.Namespace, backend: Any, console: Console) -> int:
     """Run the plan's cells and say how it went; returns the exit code."""
     from bench import plan as planning
     from bench.store import Results
@@ -249,8 +253,8 @@ def _train(plan: Any, places: Sequence[Any], options: argparse.Namespace, consol
         return 2
     planning.write(plan, Results(options.results))
     fetch_checkpoints(plan, console)
-    ended, stopped = execute(plan, places, options, console)
-    executed = sum(count for state, count in ended.items() if state != "not started")
+    ended, stopped = execute(plan, places, options, backend, console)
+    executed = sum(count for state, count in ended.items() if state not in ("not started", "elsewhere"))
     console.print(
         f"executed {executed} cells: " + (", ".join(f"{n} {s}" for s, n in sorted(ended.items())) or "nothing to do"),
     )

@@ -1,24 +1,33 @@
-"""Run planned cells on slots: start their processes, watch them, and leave no orphan and no silent failure."""
+"""Run planned cells on devices: lanes that start their processes, watch them, and leave no orphan."""
 
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
 
 from bench.backends import local
-from bench.cell import CLAIMED, PARENT_PIPE, REVOKED
-from bench.devices import Slot
+from bench.busy import Busy
+from bench.cell import DEVICE_LABEL
+from bench.devices import Device, Slot, cores
+from bench.durations import duration
 from bench.guard import PROJECT
+from bench.lane import Lane, Running
 from bench.plan import Planned
-from bench.store import CellFolder, Results, read_json
+from bench.process import CellProcess, settle
+from bench.queueing import WorkQueue
+from bench.store import Results, now, read_json
+from bench.tasks import Outcome, Outside, Task
+
+if TYPE_CHECKING:
+    from bench.estimates import Estimates
 
 GRACE_SECONDS = 15.0  # for a cell to record that it was interrupted
 
@@ -49,65 +58,89 @@ class CellOptions:
         return words + (["--compile"] if self.compile else [])
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How a cell ended.
-
-    Attributes:
-        id: the cell.
-        state: a state of the store, "elsewhere" if another scheduler has it, "not started" after a stop.
-        reason: one line, empty for done cells.
-        seconds: wall-clock time.
-        slot: label of the device.
-    """
-
-    id: str
-    state: str
-    reason: str
-    seconds: float
-    slot: str
-
-
-@dataclass
-class Running:
-    """A cell's process at work."""
-
-    planned: Planned
-    slot: Slot
-    process: subprocess.Popen
-    started: float = field(default_factory=time.monotonic)
-
-
 class Scheduler:
     """Executes cells; :meth:`stop` may be called from a signal handler.
 
     Args:
         results: the results folder.
-        slots: where cells can run.
+        devices: where cells can run.
         options: passed on to the cells.
-        on_start: called when a cell's process has been started.
+        estimates: what cells need.
+        timeout: seconds after which a cell is ended.
+        budget: seconds; no cell is started that would not end in time.
+        share: which of how many schedulers that share the cells; it begins with its own.
+        on_start: called when a cell's process goes to work.
+        on_remark: called with what whoever waits should know.
     """
 
     def __init__(
         self,
         results: Results,
-        slots: Sequence[Slot],
+        devices: Sequence[Device],
         options: CellOptions,
         *,
+        estimates: Estimates | None = None,
+        timeout: float | None = None,
+        budget: float | None = None,
+        share: tuple[int, int] = (0, 1),
         on_start: Callable[[Running], None] = lambda running: None,
+        on_remark: Callable[[str], None] = lambda line: None,
     ) -> None:
-        self._results, self._slots, self._options, self._on_start = results, slots, options, on_start
+        self.results, self._devices, self._options = results, devices, options
+        self._estimates, self._budget, self.timeout = estimates, budget, timeout
+        self._on_start, self._on_remark, self._share = on_start, on_remark, share
         self._running: dict[str, Running] = {}
         self._lock = threading.Lock()
         self._stopped = threading.Event()
+        self._queue: WorkQueue | None = None
+        self.busy: list[Busy] = []
 
-    def run(self, cells: Sequence[Planned]) -> Iterator[Outcome]:
-        """Execute the cells; yields how each ended, as it ends."""
-        return local.dispatch(cells, self._slots, self._run_one)
+    def run(self, cells: Sequence[Planned], watched: Sequence[Planned] = ()) -> Iterator[Outcome]:
+        """Execute the cells; yields how each ended, as it ends.
+
+        Args:
+            cells: in any order.
+            watched: cells that other processes run; those they leave unfinished are executed too.
+        """
+        told: SimpleQueue[Outcome] = SimpleQueue()
+        self._queue = queue = WorkQueue(
+            cells,
+            self._estimates,
+            _Disk(self.results, told.put, self._on_remark),
+            devices=self._devices,
+            watched=watched,
+            budget=self._budget,
+            micro_batch=self._options.micro_batch,
+            share=self._share,
+        )
+        if self.stopped:
+            queue.close()
+        began = time.monotonic()
+        self.busy = [Busy(device.label, began) for device in self._devices]
+        most = max(len(device.slots) for device in self._devices)
+        lanes = [
+            Lane(self, queue, device, slot, busy, told.put)
+            for place in range(most)  # every device has its first cell before any has a second
+            for device, busy in zip(self._devices, self.busy, strict=True)
+            for slot in device.slots[place : place + 1]
+        ]
+        outcomes = local.dispatch(lanes, told)
+        try:
+            # Not `yield from`, which would wait for the lanes before they are stopped.
+            for outcome in outcomes:  # noqa: UP028
+                yield outcome
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            outcomes.close()
+        yield from queue.rest()
 
     def stop(self) -> None:
         """Interrupt what runs and start nothing more."""
         self._stopped.set()
+        if self._queue:
+            self._queue.close()
 
     @property
     def stopped(self) -> bool:
@@ -120,114 +153,85 @@ class Scheduler:
         return [(one, self._progress(one)) for one in running]
 
     def _progress(self, running: Running) -> dict[str, Any]:
-        attempts = self._results.cell(running.planned.id).attempts()
+        attempts = self.results.cell(running.planned.id).attempts()
         return (read_json(attempts[-1].path / "progress.json") if attempts else None) or {}
 
-    def _run_one(self, planned: Planned, slot: Slot) -> Outcome:
-        if self.stopped:
-            return Outcome(planned.id, "not started", "the run was stopped", 0.0, slot.label)
-        started = time.monotonic()
-        folder = self._results.cell(planned.id)
-        try:
-            with (folder.path / "log.txt").open("ab") as log:
-                process = subprocess.Popen(
-                    self._command(planned, slot),
-                    stdin=subprocess.PIPE,
-                    stdout=log,
-                    stderr=log,
-                    env=self._environment(slot),
-                    start_new_session=True,  # a Ctrl-C in the terminal is the scheduler's to hand on
-                )
-        except OSError as error:
-            folder.set_state("failed", reason=f"its process could not be started: {error}")
-            return Outcome(planned.id, "failed", str(error), 0.0, slot.label)
-        running = Running(planned, slot, process)
+    @contextmanager
+    def at_work(self, running: Running) -> Iterator[None]:
+        """Show a cell as running."""
         with self._lock:
-            self._running[planned.id] = running
+            self._running[running.planned.id] = running
         try:
             self._on_start(running)
-            code = self._wait(process)
+            yield
         finally:
             with self._lock:
-                del self._running[planned.id]
-        state, reason = self._settle(planned, process.pid, code)
-        return Outcome(planned.id, state, reason, time.monotonic() - started, slot.label)
+                del self._running[running.planned.id]
 
-    def _command(self, planned: Planned, slot: Slot) -> list[str]:
-        words = [sys.executable, "-m", "bench.cell", planned.id, "--results", str(self._results.path.resolve())]
-        words += ["--device", slot.device, "--threads", str(slot.threads), *self._options.words()]
-        if planned.entered.checkpoint:
-            words += ["--checkpoint", planned.entered.checkpoint]
-        return words + (["--again"] if planned.state in ("done", "stale") else [])
+    def start(self, task: Task, slot: Slot, *, hold: bool = False) -> Running:
+        """Start a cell's process; ``hold``: in place of the one that ends, when it is set free.
+
+        Raises:
+            OSError: it cannot be started.
+        """
+        if (count := self._queue.at_work()) > 1:
+            slot = slot.with_threads(min(slot.threads, max(1, cores() // count)))
+        command = [*self._command(task, slot), *(["--hold"] if hold else [])]
+        log = self.results.cell(task.id).path / "log.txt"
+        return Running(task, slot, CellProcess(command, log=log, environment=self._environment(slot)))
+
+    def _command(self, task: Task, slot: Slot) -> list[str]:
+        words = [sys.executable, "-m", "bench.cell", task.id, "--results", str(self.results.path.resolve())]
+        options = replace(self._options, micro_batch=task.micro_batch or self._options.micro_batch)
+        words += ["--device", slot.device, "--threads", str(slot.threads), *options.words()]
+        if task.planned.entered.checkpoint:
+            words += ["--checkpoint", task.planned.entered.checkpoint]
+        if task.retries:
+            words += ["--oom-retries", str(task.retries)]
+        return words + (["--again"] if task.planned.state in ("done", "stale") else [])
 
     def _environment(self, slot: Slot) -> dict[str, str]:
         path = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
         # Without the safe path the current folder would come before the project, and with it whatever lies there.
-        own = {PARENT_PIPE: "1", "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
+        own = {DEVICE_LABEL: slot.label, "PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONUNBUFFERED": "1"}
         return {**os.environ, **slot.environment, **own}
 
-    def _wait(self, process: subprocess.Popen) -> int:
-        """Wait for a process; on :meth:`stop` ask it to end, then end it."""
-        while True:
-            try:
-                return process.wait(timeout=0.2)
-            except subprocess.TimeoutExpired:
-                if self.stopped:
-                    break
-        process.terminate()
-        try:
-            return process.wait(timeout=GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            return process.wait()
+    def end(self, running: Running) -> None:
+        """Ask a cell's process to end, and see to it."""
+        running.process.stop(grace=GRACE_SECONDS)
 
-    def _settle(self, planned: Planned, pid: int, code: int) -> tuple[str, str]:
-        """The state a finished process left, recorded for it where it could not do so itself."""
-        folder = self._results.cell(planned.id)
-        if code in (CLAIMED, REVOKED):
-            return "elsewhere", "another process runs it"
-        own = next((attempt for attempt in reversed(folder.attempts()) if attempt.claimed_by(pid)), None)
-        if own is None:
-            return self._settle_unclaimed(folder, code)
-        spoke = own.ended()
-        if own.settle():
-            return "done", ""
-        status = folder.status()
-        if spoke and status["attempt"] == own.number and status["state"] != "running":
-            return status["state"], status["reason"] or ""
-        return self._record(folder, code, own.number)
-
-    def _settle_unclaimed(self, folder: CellFolder, code: int) -> tuple[str, str]:
-        """For a process that never had the cell: whoever has it must not be disturbed."""
-        status = folder.status()
-        if code == 0:
-            return status["state"], status["reason"] or ""
-        if status["state"] == "running":
-            return ("elsewhere", "another process runs it") if self.stopped else self._reason(folder, code)
-        return self._record(folder, code, None)
-
-    def _record(self, folder: CellFolder, code: int, attempt: int | None) -> tuple[str, str]:
-        state, reason = self._reason(folder, code)
-        folder.set_state(state, reason=reason, attempt=attempt)
+    def settle(self, running: Running, *, timed_out: bool) -> tuple[str, str]:
+        """State and reason of a cell whose process has ended, on disk too."""
+        folder = self.results.cell(running.planned.id)
+        process = running.process
+        state, reason = settle(folder, process.pid, process.code, stopped=self.stopped or timed_out)
+        if timed_out and state == "interrupted":
+            state, reason = "timeout", f"took longer than {duration(self.timeout)} (--timeout)"
+            folder.set_state(state, reason=reason, attempt=folder.status()["attempt"])
         return state, reason
 
-    def _reason(self, folder: CellFolder, code: int) -> tuple[str, str]:
-        """State and reason for a process that ended with ``code`` without a word."""
-        if self.stopped:
-            return "interrupted", "the run was stopped"
-        if code < 0:
-            hint = "; the system may have been out of memory" if code == -signal.SIGKILL else ""
-            return "failed", f"killed by {_signal_name(-code)}{hint}"
-        return "failed", f"exit code {code}: {_last_line(folder.path / 'log.txt')}"
 
+class _Disk(Outside):
+    """The results folder, the cards and whoever watches, as a queue sees them."""
 
-def _signal_name(number: int) -> str:
-    try:
-        return signal.Signals(number).name
-    except ValueError:
-        return f"signal {number}"
+    def __init__(self, results: Results, tell: Callable[[Outcome], None], remark: Callable[[str], None]) -> None:
+        self._results, self._tell, self._remark = results, tell, remark
 
+    def status(self, cell_id: str) -> Mapping[str, Any]:
+        return self._results.cell(cell_id).status()
 
-def _last_line(log: Path) -> str:
-    lines = log.read_text(errors="replace").strip().splitlines() if log.exists() else []
-    return lines[-1] if lines else "nothing in its log"
+    def free_memory(self, device: Device) -> int | None:
+        return device.free_memory()
+
+    def ended_elsewhere(self, outcome: Outcome) -> None:
+        self._tell(outcome)
+
+    def once_more(self, task: Task, reason: str) -> None:
+        folder = self._results.cell(task.id)
+        folder.set_state("interrupted", reason=reason, attempt=folder.status()["attempt"])
+        with (folder.path / "log.txt").open("a", encoding="utf-8") as log:
+            log.write(f"{now()} {reason}\n")
+        self._remark(f"{task.id}: {reason}")
+
+    def remark(self, line: str) -> None:
+        self._remark(line)

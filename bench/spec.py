@@ -11,6 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from bench import regime as regimes
@@ -53,7 +54,7 @@ class Cell:
         """``<dataset>-<method>-s<seed>-<hash8>``, safe as a folder's name."""
         return f"{self.spec['dataset']['name']}-{self.spec['method']['name']}-s{self.spec['seed']}-{self._hash}"
 
-    @property
+    @cached_property
     def _hash(self) -> str:
         return hashlib.sha256(canonical(self.spec).encode()).hexdigest()[:8]
 

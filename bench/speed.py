@@ -152,6 +152,7 @@ def _measure(
     Both times count together, so that what changes slowly meanwhile does not favour those measured first or last.
     """
     from bench.cell import headline
+    from bench.devices import Device
     from bench.plan import Planned
     from bench.scheduler import CellOptions, Running, Scheduler
     from bench.store import Results
@@ -165,7 +166,7 @@ def _measure(
     words = ("--repeats", str(options.repeats), "--seconds", str(options.seconds))
     stopped = False
     for group, remark, more in ((todo, "", ()), (references, ", once more", ("--join",))):
-        scheduler = Scheduler(results, [slot], CellOptions(more=(*words, *more)), on_start=started)
+        scheduler = Scheduler(results, [Device.of(slot)], CellOptions(more=(*words, *more)), on_start=started)
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, lambda *_, running=scheduler: running.stop())
         for item in group:

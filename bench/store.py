@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import socket
 import tempfile
 import time
@@ -58,7 +59,7 @@ def write_json(path: Path, value: Any) -> None:
 def read_json(path: Path) -> Any | None:
     """The JSON in ``path``; None where there is no such file."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except FileNotFoundError:
         return None
 
@@ -95,6 +96,11 @@ class Attempt:
         """Whether the process ``pid`` of this machine made the claim."""
         claim = read_json(self.path / "claim.json")
         return bool(claim) and claim["host"] == socket.gethostname() and claim["pid"] == pid
+
+    def claimed_at(self) -> float:
+        """When it was claimed, in seconds, by the clock that files are dated by."""
+        claim = self.path / "claim.json"
+        return (claim if claim.exists() else self.path).stat().st_mtime
 
     def ended(self) -> str | None:
         """How it ended, "committed" or "revoked"; None while it goes on."""
@@ -175,6 +181,11 @@ class CellFolder:
     def id(self) -> str:
         return self.path.name
 
+    @property
+    def checkpoints(self) -> Path:
+        """Where a training that is not done has its saved states, see :mod:`bench.saved`."""
+        return self.path / "checkpoints"
+
     def create(self, cell: Cell, evidence: dict[str, Any]) -> None:
         """Write ``cell.json``, and the state "planned" if the cell has none."""
         self.path.mkdir(parents=True, exist_ok=True)
@@ -233,8 +244,8 @@ class CellFolder:
         numbers = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
         return [Attempt(self, number) for number in numbers]
 
-    def claim(self) -> Attempt:
-        """Take the cell for this process.
+    def claim(self, *, device: str = "") -> Attempt:
+        """Take the cell for this process; ``device`` is where it will run, as people call it.
 
         Raises:
             AlreadyRunning: a live process has it.
@@ -257,6 +268,7 @@ class CellFolder:
             "pid": os.getpid(),
             "started": psutil.Process().create_time(),
             "at": now(),
+            "device": device,
         }
         write_json(attempt.path / "claim.json", claim)
         return attempt
@@ -267,6 +279,7 @@ class CellFolder:
         for name in commit["files"]:
             with suppress(FileNotFoundError):  # moved already
                 os.replace(attempt.path / name, self.path / name)
+        shutil.rmtree(self.checkpoints, ignore_errors=True)
         self.set_state("done", attempt=attempt.number, **({"stale": commit["stale"]} if commit["stale"] else {}))
 
 

@@ -6,22 +6,26 @@ import json
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from bench.data import SquashedSplit, batches, shuffled
 from bench.embeddings import Encoder
+from bench.environment import peak_memory
 from bench.losses import task_loss
 from bench.metrics import metrics_of, validation_of
 from bench.prediction import at_image_size
 from bench.regime import Regime
 from methods.base import Execution, Model
 from methods.randomness import image_keys
+
+if TYPE_CHECKING:
+    from bench.saved import SavedStates
 
 CHECK_EVERY = 16  # steps between looks at the losses: each look waits for the device
 
@@ -80,7 +84,13 @@ class Progress:
 
 @dataclass
 class Training:
-    """The record of a training; the model then holds its best state."""
+    """The record of a training; the model then holds its best state.
+
+    Attributes:
+        seconds: of all attempts, each up to the last epoch that counts.
+        resumed: a training that was interrupted: after which ``epoch`` it went on each time, and what of the
+            surroundings had ``changed`` meanwhile.
+    """
 
     steps: int = 0
     epochs: int = 0
@@ -94,6 +104,8 @@ class Training:
     last_loss: float | None = None
     train_images: int = 0
     validation_images: int = 0
+    peak_memory_bytes: int = 0
+    resumed: list[dict[str, Any]] = field(default_factory=list)
 
 
 class Step(NamedTuple):
@@ -150,46 +162,62 @@ class Trainer:
         self.encoder = encoder or Encoder(model, machine)
         self.watch, self.history = watch, history
         self.progress, self.record = Progress(), Training()
+        self.lines: list[dict[str, Any]] = []
         self.task_loss = task_loss(regime)
         make = torch.optim.AdamW if regime.optimizer == "adamw" else torch.optim.Adam
         groups = parameter_groups(model, regime.weight_decay)
         self.optimiser = make(groups, lr=regime.lr, betas=regime.betas, eps=regime.eps, fused=True)
 
-    def fit(self, train: SquashedSplit, validation: SquashedSplit) -> Training:
+    def fit(self, train: SquashedSplit, validation: SquashedSplit, *, saved: SavedStates | None = None) -> Training:
         """Train, validate every epoch, and leave the model at its best epoch.
+
+        Args:
+            train, validation: the splits.
+            saved: where the state after each epoch is kept; training goes on from the newest that is there.
 
         Raises:
             NonFiniteLoss: with the step and the identifiers of its images.
         """
-        record, progress, started = self.record, self.progress, time.perf_counter()
-        record.train_images, record.validation_images = len(train), len(validation)
+        progress, metric = self.progress, metrics_of(self.model.num_classes)[self.regime.validation_metric]
         progress.steps, progress.epochs = total_steps(len(train), self.regime), self.regime.epochs
-        best: dict[str, Tensor] = {}
-        for epoch in range(1, self.regime.epochs + 1):
+        best = saved.resume(self) if saved else {}
+        record, earlier, started = self.record, self.record.seconds, time.perf_counter()
+        record.train_images, record.validation_images = len(train), len(validation)
+        while not self.over:
+            epoch = record.epochs + 1
             progress.epoch, progress.stage = epoch, "training"
             line = {"epoch": epoch, **self._train_epoch(train, epoch)}
             progress.stage = "validating"
             self.watch(progress)
             score = self.validate(validation)
             shown = score if math.isfinite(score) else None  # JSON has no NaN
-            line |= {"step": progress.step, "validation": {self.regime.validation_metric: shown}}
-            self._write(line)
+            self.note(line | {"step": progress.step, "validation": {self.regime.validation_metric: shown}})
             record.epochs, record.steps, record.last_loss = epoch, progress.step, line["loss"]
             record.first_loss = line["loss"] if epoch == 1 else record.first_loss
-            metric = metrics_of(self.model.num_classes)[self.regime.validation_metric]
             if metric.improves(score, record.best_validation):
                 record.best_epoch, record.best_validation = epoch, score
                 best = {name: p.detach().clone() for name, p in self.model.trainable().items()}
             # Where no pixel of a validation counts there is nothing to lose patience with.
             waited = 0 if record.best_validation is None else epoch - record.best_epoch
             record.stopped_early = 0 < self.regime.patience <= waited
-            if record.stopped_early or progress.step >= progress.steps:
-                break
-        with torch.no_grad():
-            for name, parameter in self.model.trainable().items():
-                parameter.copy_(best.get(name, parameter))
-        record.seconds = time.perf_counter() - started
+            record.peak_memory_bytes = max(record.peak_memory_bytes, peak_memory(self.machine.device))
+            record.seconds = earlier + time.perf_counter() - started
+            if saved:
+                saved.offer(self, best)
+        self.put(best)
+        record.seconds = earlier + time.perf_counter() - started
         return record
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.record.stopped_early or 0 < self.progress.steps <= self.record.steps
+
+    @torch.no_grad()
+    def put(self, values: dict[str, Tensor]) -> None:
+        """Set trained parameters by name; those that are not named stay."""
+        for name, parameter in self.model.trainable().items():
+            parameter.copy_(values.get(name, parameter))
 
     def _train_epoch(self, train: SquashedSplit, epoch: int) -> dict[str, Any]:
         self.model.train()
@@ -286,7 +314,9 @@ class Trainer:
                 scores.add(prediction, mask)
         return scores.value()
 
-    def _write(self, line: dict[str, Any]) -> None:
+    def note(self, line: dict[str, Any]) -> None:
+        """Add an epoch to the history."""
+        self.lines.append(line)
         if self.history is not None:
             with self.history.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")

@@ -8,7 +8,8 @@ from __future__ import annotations
 import argparse
 import logging
 import time
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -20,12 +21,14 @@ from bench.data import SquashedSplit, fixed_subset, open_cache, open_splits
 from bench.embeddings import Encoder, encoder_of, folder_of
 from bench.evaluation import Evaluation, evaluate
 from bench.metrics import metrics_of
+from bench.saved import SavedStates
+from bench.signs import WORKING, say
 from bench.spec import SCHEMA, Cell
 from bench.store import Attempt
-from bench.training import Machine, Progress, Trainer, Training
+from bench.training import Machine, NonFiniteLoss, Progress, Trainer, Training
 from datasets.cache import Cache
 from methods.delta import CARD, WEIGHTS
-from methods.sam.checkpoints import CheckpointError, resolve
+from methods.sam.checkpoints import Checkpoint, CheckpointError, resolve
 
 log = logging.getLogger("bench.cell")
 
@@ -44,18 +47,32 @@ def machine_of(cell: Cell, options: argparse.Namespace) -> Machine:
     return Machine(options.device, cell.spec["precision"], **how)
 
 
-def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, watcher: Watcher) -> None:
-    """The whole work of a cell, committed at its end.
+@dataclass(frozen=True)
+class Prepared:
+    """What a training starts from; making it takes seconds, but neither the claim nor the device.
 
-    Args:
-        cell: what to train.
-        attempt: this process's claim on it.
-        options: of ``python -m bench.cell``; none of them changes a number beyond rounding.
-        watcher: told about progress.
+    Attributes:
+        checkpoint: of the backbone.
+        splits, cache: the images.
+        model: still on the CPU.
+        made: the evidence of all of them.
     """
-    seed, dataset, regime = cell.spec["seed"], cell.dataset(), cell.regime()
-    torch.manual_seed(seed)
-    machine = machine_of(cell, options)
+
+    context: methods.Context
+    checkpoint: Checkpoint
+    splits: dict[str, datasets.Split]
+    cache: Cache | None
+    model: methods.Model
+    made: dict[str, Any]
+
+
+def prepare(cell: Cell, options: argparse.Namespace) -> Prepared:
+    """Open the data and build the model on the CPU.
+
+    Raises:
+        CheckpointError: there is no such checkpoint on this machine.
+    """
+    torch.manual_seed(cell.spec["seed"])
     context = cell.context()
     if options.checkpoint:
         context = replace(context, checkpoint=options.checkpoint)
@@ -65,22 +82,42 @@ def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, w
         raise CheckpointError(f"{error} Where it lies on this machine: --checkpoint PATH") from None
     splits = open_splits(cell, options.data_root, allow_broken=options.allow_broken)
     cache = open_cache(cell, splits)
-    model = cell.method().build(context).to(options.device)
+    model = cell.method().build(context)
+    made = evidence.collect(cell, datasets.evidence(splits), checkpoint.digest())
+    return Prepared(context, checkpoint, splits, cache, model, made)
+
+
+def train_and_score(
+    cell: Cell, attempt: Attempt, options: argparse.Namespace, watcher: Watcher, prepared: Prepared | None = None
+) -> None:
+    """The whole work of a cell, committed at its end.
+
+    Args:
+        cell: what to train.
+        attempt: this process's claim on it.
+        options: of ``python -m bench.cell``; none of them changes a number beyond rounding.
+        watcher: told about progress.
+        prepared: what was made ahead.
+    """
+    regime, machine = cell.regime(), machine_of(cell, options)
+    prepared = prepared or prepare(cell, options)
+    context, checkpoint, splits, cache = prepared.context, prepared.checkpoint, prepared.splits, prepared.cache
+    say(WORKING)
+    model, digest = prepared.model.to(options.device), prepared.made["checkpoint"]
     model.set_execution(machine.execution)
     log.info("%s: trainable parameters %s of %s", cell.id, *model.count().values())
-    digest = checkpoint.digest()
     encoder = _encoder(cell, model, machine, splits, digest)
+    execution = {"micro_batch": options.micro_batch or regime.batch_size, **asdict(machine.execution)}
+    surroundings = environment.describe(options.device)
 
     history = attempt.path / "history.jsonl"
     history.touch()
     record = Training()
     if model.trainable():
-        parts = [("train", regime.max_train_images), ("validation", regime.max_validation_images)]
-        used = [fixed_subset(splits[name], limit, dataset.split_seed) for name, limit in parts]
         told = {"watch": watcher.progress, "history": history}
-        trainer = Trainer(model, regime, machine, seed=seed, encoder=encoder, **told)
-        kind = {"cache": cache, "num_classes": context.num_classes}
-        record = trainer.fit(*(SquashedSplit(split, context.image_size, **kind) for split in used))
+        trainer = Trainer(model, regime, machine, seed=cell.spec["seed"], encoder=encoder, **told)
+        rounding = {name: surroundings[name] for name in ("torch", "device", "threads")} | execution
+        record = _train(cell, trainer, prepared, attempt.cell.checkpoints, rounding)
     scored, evaluation = _score(cell, model, splits, cache, encoder, machine, watcher)
     if record.epochs and record.best_validation is None:
         scored["degenerate"].append("no pixel of a validation counts: the last epoch was taken")
@@ -101,15 +138,37 @@ def train_and_score(cell: Cell, attempt: Attempt, options: argparse.Namespace, w
         "training": {
             **asdict(record),
             "train_images_available": len(splits["train"]) if model.trainable() else 0,
-            "micro_batch": options.micro_batch or regime.batch_size,
-            **asdict(machine.execution),
-            "peak_memory_bytes": environment.peak_memory(options.device),
+            **execution,
+            "oom_retries": options.oom_retries,
+            "peak_memory_bytes": max(record.peak_memory_bytes, environment.peak_memory(options.device)),
         },
-        "environment": environment.describe(options.device),
+        "environment": surroundings,
         **scored,
     }
     files = [history.name, WEIGHTS, CARD, *evaluation.write(attempt.path)]
-    attempt.commit(files, result, evidence=evidence.collect(cell, datasets.evidence(splits), digest))
+    attempt.commit(files, result, evidence=prepared.made)
+
+
+def _train(
+    cell: Cell, trainer: Trainer, prepared: Prepared, checkpoints: Path, surroundings: dict[str, Any]
+) -> Training:
+    """Train a cell from its start, or from where an attempt that was interrupted has got to.
+
+    Args:
+        cell, trainer, prepared: what to train.
+        checkpoints: the cell's folder of saved states.
+        surroundings: as for :class:`bench.saved.SavedStates`.
+    """
+    regime, context = cell.regime(), prepared.context
+    parts = [("train", regime.max_train_images), ("validation", regime.max_validation_images)]
+    used = [fixed_subset(prepared.splits[name], limit, cell.dataset().split_seed) for name, limit in parts]
+    kind = {"cache": prepared.cache, "num_classes": context.num_classes}
+    saved = SavedStates(checkpoints, cell=cell.id, evidence=prepared.made, surroundings=surroundings)
+    try:
+        return trainer.fit(*(SquashedSplit(split, context.image_size, **kind) for split in used), saved=saved)
+    except NonFiniteLoss:
+        saved.forget()  # whoever runs it once more wants another training, not the end of this one
+        raise
 
 
 def score_again(cell: Cell, attempt: Attempt, options: argparse.Namespace, watcher: Watcher) -> None:

@@ -1,7 +1,7 @@
-"""Dispatch on this machine: joblib hands cells to slots, each cell is a fresh process.
+"""Lanes on this machine: joblib gives each a thread, which starts its cells as fresh processes.
 
-joblib's threads only wait for their child, so a crash, an out-of-memory kill or a segmentation fault costs
-one cell; there is nothing to pickle, and the slot comes back whatever happened.
+The threads only wait for their child, so a crash, an out-of-memory kill or a segmentation fault costs one cell; there
+is nothing to pickle, and the lane goes on whatever happened.
 """
 
 from __future__ import annotations
@@ -12,34 +12,39 @@ from typing import TypeVar
 
 from joblib import Parallel, delayed
 
-from bench.devices import Slot
-
-Task = TypeVar("Task")
 Outcome = TypeVar("Outcome")
 
 
-def dispatch(
-    tasks: Sequence[Task], slots: Sequence[Slot], run_one: Callable[[Task, Slot], Outcome]
-) -> Iterator[Outcome]:
-    """Run every task on some slot and yield outcomes as they come.
+def dispatch(lanes: Sequence[Callable[[], None]], told: SimpleQueue[Outcome]) -> Iterator[Outcome]:
+    """Run lanes side by side and yield what they tell, until all have ended.
 
     Args:
-        tasks: in the order they should start.
-        slots: each holds one task at a time.
-        run_one: runs a task to its end and reports failures in its outcome, never by an exception.
+        lanes: each is called once.
+        told: where they put their outcomes.
+
+    Whoever closes this early has to stop the lanes first: it waits until they have ended.
+
+    Raises:
+        BaseException: what a lane raised, when all have ended.
     """
-    free: SimpleQueue[Slot] = SimpleQueue()
-    for slot in slots:
-        free.put(slot)
+    left = object()
 
-    def on_a_slot(task: Task) -> Outcome:
-        slot = free.get()
+    def run(lane: Callable[[], None]) -> None:
         try:
-            return run_one(task, slot)
+            lane()
         finally:
-            free.put(slot)
+            told.put(left)
 
-    pool = Parallel(
-        n_jobs=len(slots), backend="threading", return_as="generator_unordered", pre_dispatch=len(slots), batch_size=1
-    )
-    yield from pool(delayed(on_a_slot)(task) for task in tasks)
+    # With a single job joblib would run it in this thread, which has outcomes to yield meanwhile.
+    pool = Parallel(n_jobs=len(lanes) + 1, backend="threading", return_as="generator_unordered", batch_size=1)
+    ended = pool(delayed(run)(lane) for lane in lanes)
+    at_work = len(lanes)
+    try:
+        while at_work:
+            outcome = told.get()
+            if outcome is left:
+                at_work -= 1
+            else:
+                yield outcome
+    finally:
+        list(ended)

@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -250,6 +251,8 @@ def test_an_error_is_recorded_with_its_reason(tmp_path, worker):
     [
         (torch.OutOfMemoryError("CUDA out of memory"), "oom"),
         (MemoryError(), "oom"),
+        (RuntimeError("CUDA error: out of memory"), "oom"),
+        (RuntimeError("cuBLAS failed: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate"), "oom"),
         (Interrupted(), "interrupted"),
         (KeyboardInterrupt(), "interrupted"),
         (RuntimeError("x"), "failed"),
@@ -357,6 +360,59 @@ def long_process(tmp_path):
     process.communicate()
 
 
+@pytest.fixture
+def held_process(tmp_path):
+    """A process that is prepared for a cell and waits, its folder, and the pipe it says so in."""
+    folder = planned(tmp_path, tiny_cell())
+    signs, theirs = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "bench.cell", folder.id, "--results", tmp_path, "--threads", "1", "--hold"],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=os.environ | {PARENT_PIPE: str(theirs)},
+        pass_fds=(theirs,),
+    )
+    os.close(theirs)
+    with os.fdopen(signs) as heard:
+        assert heard.readline() == "ready\n", process.stderr.read()
+        assert not folder.attempts() and folder.status()["state"] == "planned", "it has taken nothing"
+        yield process, folder, heard
+    process.kill()
+    process.communicate()
+
+
+def test_a_held_process_claims_its_cell_when_it_is_set_free(held_process, trained):
+    process, folder, heard = held_process
+    began = time.monotonic()
+    process.stdin.write("go on\n")
+    process.stdin.flush()
+    assert heard.readline() == "working\n"
+    assert time.monotonic() - began < 2.0, "all that takes long was done ahead"
+    assert folder.status()["state"] == "running"
+    assert heard.read().split() == ["ending", "worked"]
+    assert process.wait(20) == 0
+    assert folder.result()["scores"] == trained.result()["scores"], "prepared ahead or not, the numbers are the same"
+
+
+def test_a_held_process_ends_with_whoever_holds_it(held_process):
+    process, folder, _ = held_process
+    process.stdin.close()
+    process.stdin = None
+    assert process.wait(10) == INTERRUPTED
+    assert not folder.attempts() and folder.status()["state"] == "planned"
+
+
+def test_what_cannot_be_prepared_fails_under_the_claim(tmp_path, monkeypatch):
+    """A held process that found its data broken records that when it is its turn."""
+    monkeypatch.setattr("bench.cell.listen_to_parent", lambda hold: threading.Event())
+    monkeypatch.setattr(threading.Event, "wait", lambda self, timeout=None: True)
+    folder = planned(tmp_path, tiny_cell())
+    assert start(folder, "--hold", "--checkpoint", str(tmp_path / "no-such.pth")) == FAILED
+    assert "no-such.pth" in folder.status()["reason"]
+
+
 def test_sigterm_interrupts_a_training(long_process):
     process, folder = long_process
     progress = read_json(folder.path / "attempts/1/progress.json")
@@ -394,12 +450,13 @@ def test_what_trains_nothing_is_scored_only(tmp_path):
 
 def test_how_a_cell_is_executed_is_recorded_and_changes_no_number(trained, tmp_path):
     folder = planned(tmp_path, tiny_cell())
-    assert start(folder, "--attention", "bias", "--checkpointing", "selective", "--micro-batch", "2") == 0
-    how = {"attention": "bias", "checkpointing": "selective", "compile": False, "micro_batch": 2}
+    words = ["--attention", "bias", "--checkpointing", "selective", "--micro-batch", "2", "--oom-retries", "2"]
+    assert start(folder, *words) == 0
+    how = {"attention": "bias", "checkpointing": "selective", "compile": False, "micro_batch": 2, "oom_retries": 2}
     before, after = trained.result()["training"], folder.result()["training"]
     assert {key: after[key] for key in how} == how
     assert {key: before[key] for key in how} == how | {
-        "attention": "auto", "checkpointing": "none", "micro_batch": 4,
+        "attention": "auto", "checkpointing": "none", "micro_batch": 4, "oom_retries": 0,
     }  # fmt: skip
     assert after["last_loss"] == pytest.approx(before["last_loss"], rel=1e-4)
 

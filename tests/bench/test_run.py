@@ -386,6 +386,61 @@ def gone(pid: int) -> bool:
         return True
 
 
+def test_limits_of_time_are_kept_and_told(three, capsys):
+    """The first of three cells is ended after two seconds, and then none starts within the budget of one."""
+    assert main(words(three, "--timeout", "2s", "--budget", "1s")) == 1
+    shown = capsys.readouterr().out
+    first, *others = [entered.cell.id for entered in expand(read(str(three)), precision="fp32")]
+    assert re.search(rf"timeout +{first} .*took longer than 2s \(--timeout\)", shown)
+    assert "executed 1 cells: 2 not started, 1 timeout" in shown
+    reason = "how long it takes is unknown, 0s of the budget of 1s were left"
+    assert f"not started, {reason}: {', '.join(others)}" in shown
+    assert "cpu: busy" in shown
+    states = {cell.id: cell.status()["state"] for cell in Results(three.parent / "results").cells()}
+    assert states == {first: "timeout", **dict.fromkeys(others, "planned")}
+
+
+@pytest.mark.parametrize(
+    ("more", "expected"),
+    [
+        (["--timeout", "2 hours"], "write e.g. 8h"),
+        (["--budget", "0h"], "write e.g. 8h"),
+        (["--per-gpu", "0"], "write 1, 2, ... or auto"),
+        (["--backend", "slurm"], "local"),
+    ],
+)
+def test_options_that_mean_nothing(three, capsys, more, expected):
+    with pytest.raises(SystemExit):
+        main(words(three, *more))
+    assert expected in capsys.readouterr().err
+
+
+def test_options_of_devices_and_execution_reach_the_scheduler(three, monkeypatch):
+    seen = {}
+
+    class Noted:
+        stopped, busy = False, ()
+
+        def __init__(self, results: Results, devices: list, options: object, **limits: object) -> None:
+            seen.update(devices=devices, options=options, **limits)
+
+        def run(self, cells: list, watched: list) -> list:
+            return []
+
+    monkeypatch.setattr("bench.scheduler.Scheduler", Noted)
+    more = ["--attention", "bias", "--checkpointing", "blocks", "--compile", "--micro-batch", "2", "--budget", "2h"]
+    assert main(words(three, *more, "--devices", "cpu:2", "--per-gpu", "1")) == 0
+    options = seen["options"]
+    assert (options.attention, options.checkpointing, options.compile, options.micro_batch) == (
+        "bias",
+        "blocks",
+        True,
+        2,
+    )
+    assert (seen["budget"], seen["timeout"]) == (7200.0, None)
+    assert [len(device.slots) for device in seen["devices"]] == [2]
+
+
 def test_a_run_goes_on_after_ctrl_c_and_after_it_was_killed(tmp_path, capsys):
     """One cell, started three times: interrupted in its training, orphaned in its start, and run to its end."""
     matrix = write_matrix(tmp_path, '["decoder_only"]', epochs=12)

@@ -3,27 +3,33 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from queue import SimpleQueue
 
 import psutil
 import pytest
 
+from bench import queueing
 from bench import scheduler as module
 from bench.backends.local import dispatch
-from bench.devices import Slot, slots
+from bench.devices import Device, Slot, devices
 from bench.matrix import Entered
 from bench.plan import Planned
+from bench.process import settle
 from bench.scheduler import CellOptions, Outcome, Scheduler
 from bench.spec import Cell
 from bench.store import Results, read_json
+from bench.tasks import Task
 
 ROOT = Path(__file__).resolve().parents[2]
-CPU = Slot("cpu", "cpu", 1)
+CPU = Device.of(Slot("cpu", "cpu", 1))
 # What a cell's process does before its work: it takes the cell and says so.
 CLAIM = """
 import json, os, signal, sys, time
@@ -52,8 +58,8 @@ class Stub(Scheduler):
 
     script = ""
 
-    def _command(self, planned: Planned, slot: Slot) -> list[str]:
-        return [sys.executable, "-c", self.script, str(self._results.cell(planned.id).path.resolve())]
+    def _command(self, task: Task, slot: Slot) -> list[str]:
+        return [sys.executable, "-c", self.script, str(self.results.cell(task.id).path.resolve())]
 
 
 @pytest.fixture
@@ -68,7 +74,8 @@ def plan(results) -> Callable:
     def make(count: int = 1, state: str = "planned") -> list[Planned]:
         cells = []
         for seed in range(count):
-            cell = Cell({"dataset": {"name": "shapes"}, "method": {"name": "lora"}, "seed": seed})
+            spec = {"dataset": {"name": "shapes"}, "method": {"name": "lora"}, "seed": seed, "regime": {}}
+            cell = Cell(spec)
             results.cell(cell.id).create(cell, {})
             cells.append(Planned(Entered(cell), state, True))
         return cells
@@ -77,7 +84,7 @@ def plan(results) -> Callable:
 
 
 def run(
-    results: Results, cells: list[Planned], script: str, places: list[Slot] | None = None, **options
+    results: Results, cells: list[Planned], script: str, places: list[Device] | None = None, **options
 ) -> list[Outcome]:
     stub = Stub(results, places or [CPU], CellOptions(), **options)
     stub.script = script
@@ -162,16 +169,74 @@ def held_elsewhere(results, plan):
     process.communicate()
 
 
-@pytest.mark.parametrize(
-    "script", ["sys.exit(3)", "sys.exit(4)", "os.kill(os.getpid(), 9)", "os.kill(os.getpid(), 15)", "sys.exit(2)"]
-)
-def test_another_schedulers_cell_is_left_alone(results, held_elsewhere, script):
-    """However our process ended: it never had the cell, and the one that has it must be able to commit."""
-    (outcome,) = run(results, [held_elsewhere], "import os, sys\n" + script)
+def run_until_only_others_work(results: Results, cells: list[Planned], script: str) -> list[Outcome]:
+    """The outcomes of a run that is stopped as soon as it waits for other processes only."""
+    stub = Stub(results, [CPU], CellOptions(), on_remark=lambda line: stub.stop())
+    stub.script = script
+    return list(stub.run(cells))
+
+
+def test_a_cell_that_another_scheduler_runs_is_waited_for_and_left_alone_by_a_stop(results, held_elsewhere):
+    remarks = []
+    stub = Stub(results, [CPU], CellOptions(), on_remark=lambda line: (remarks.append(line), stub.stop()))
+    (outcome,) = stub.run([held_elsewhere])
     folder = results.cell(held_elsewhere.id)
     assert folder.attempts()[0].alive()
     assert folder.status()["state"] == "running"
-    assert outcome.state == "elsewhere" if script in ("sys.exit(3)", "sys.exit(4)") else outcome.state != "done"
+    assert (outcome.state, outcome.reason) == ("elsewhere", "another process runs it")
+    assert remarks == ["waiting for 1 cell that another process runs; Ctrl-C leaves what runs elsewhere alone"]
+    assert not (folder.path / "log.txt").exists(), "nothing was started for it"
+
+
+@pytest.mark.parametrize("known", ["planned", "running"])
+def test_a_cell_whose_process_dies_elsewhere_is_taken_over(results, held_elsewhere, monkeypatch, known):
+    """Whether it was running when the run was planned, or only later."""
+    monkeypatch.setattr(queueing, "WATCH_SECONDS", 0.1)
+    folder = results.cell(held_elsewhere.id)
+
+    def kill(line: str) -> None:
+        os.kill(read_json(folder.attempts()[0].path / "claim.json")["pid"], 9)
+
+    stub = Stub(results, [CPU], CellOptions(), on_remark=kill)
+    stub.script = CLAIM + "commit()"
+    held_elsewhere.state = known
+    (outcome,) = stub.run([held_elsewhere]) if known == "planned" else stub.run([], watched=[held_elsewhere])
+    assert (outcome.state, outcome.slot) == ("done", "cpu")
+    assert folder.result() == {"attempt": 2}
+
+
+def test_a_cell_that_another_scheduler_brings_to_its_end_is_not_run_again(results, plan, monkeypatch):
+    """Done, failed, or done before it was its turn: in each case its end is told, and nothing is started."""
+    monkeypatch.setattr(queueing, "WATCH_SECONDS", 0.1)
+    done, failed, early = plan(3)
+    attempt = results.cell(early.id).claim()
+    attempt.commit([], {"attempt": 1})
+    for cell in (done, failed):
+        results.cell(cell.id).claim()
+        results.cell(cell.id).set_state("running", attempt=1)
+
+    def end(line: str) -> None:
+        results.cell(done.id).attempts()[0].commit([], {"attempt": 1})
+        results.cell(failed.id).attempts()[0].revoke()
+        results.cell(failed.id).set_state("failed", reason="why", attempt=1)
+
+    stub = Stub(results, [CPU], CellOptions(), on_remark=end)
+    stub.script = CLAIM + "commit()"
+    ends = {outcome.id: (outcome.state, outcome.reason, outcome.slot) for outcome in stub.run([done, failed, early])}
+    assert ends == {done.id: ("done", "", ""), failed.id: ("failed", "why", ""), early.id: ("done", "", "")}
+    assert [len(results.cell(cell.id).attempts()) for cell in (done, failed, early)] == [1, 1, 1]
+
+
+@pytest.mark.parametrize(
+    ("code", "state"), [(3, "elsewhere"), (4, "elsewhere"), (-9, "failed"), (-15, "failed"), (2, "failed")]
+)
+def test_a_process_that_never_had_the_cell_leaves_it_to_who_has_it(results, held_elsewhere, code, state):
+    """However our process ended: the one that has the cell must be able to commit."""
+    folder = results.cell(held_elsewhere.id)
+    assert settle(folder, os.getpid(), code, stopped=False)[0] == state
+    assert settle(folder, os.getpid(), code, stopped=True)[0] == "elsewhere"
+    assert folder.attempts()[0].alive()
+    assert folder.status()["state"] == "running"
 
 
 TAKEN_AWAY = f"""{CLAIM}
@@ -188,7 +253,7 @@ sys.exit(4)
 
 def test_a_cell_that_was_taken_away_belongs_to_who_took_it(results, plan):
     """Our process slept too long, another one claimed the cell, and ours found its attempt revoked."""
-    (outcome,) = run(results, plan(), TAKEN_AWAY)
+    (outcome,) = run_until_only_others_work(results, plan(), TAKEN_AWAY)
     folder = results.cell(outcome.id)
     assert outcome.state == "elsewhere"
     assert (folder.status()["state"], folder.status()["attempt"]) == ("running", 2)
@@ -197,7 +262,7 @@ def test_a_cell_that_was_taken_away_belongs_to_who_took_it(results, plan):
 
 def test_one_crash_costs_one_cell(results, plan):
     script = CLAIM + "if '-s1-' in folder.id: die(9)\ncommit()"
-    outcomes = run(results, plan(4), script, slots("cpu:2"))
+    outcomes = run(results, plan(4), script, devices("cpu:2"))
     states = {outcome.id.split("-")[2]: outcome.state for outcome in outcomes}
     assert states == {"s0": "done", "s1": "failed", "s2": "done", "s3": "done"}
 
@@ -219,18 +284,19 @@ def test_cells_start_in_order_and_share_no_slot(results, plan):
             seen.append((running.planned.id, running.slot.label))
 
     class Watched(Stub):
-        def _run_one(self, planned, slot):
+        @contextmanager
+        def at_work(self, running) -> Iterator[None]:
+            label = running.slot.label
             with lock:
-                clashes.extend([slot.label] if slot.label in busy else [])
-                busy.add(slot.label)
-            try:
-                return super()._run_one(planned, slot)
-            finally:
-                with lock:
-                    busy.discard(slot.label)
+                clashes.extend([label] if label in busy else [])
+                busy.add(label)
+            with super().at_work(running):
+                yield
+            with lock:
+                busy.discard(label)
 
     cells = plan(5)
-    watched = Watched(results, slots("cpu:2"), CellOptions(), on_start=started)
+    watched = Watched(results, devices("cpu:2"), CellOptions(), on_start=started)
     watched.script = script
     outcomes = list(watched.run(cells))
     assert [outcome.state for outcome in outcomes] == ["done"] * 5
@@ -338,7 +404,7 @@ def test_children_have_the_project_first_on_the_path_and_a_pipe_to_the_parent(re
     (elsewhere / "datasets" / "__init__.py").write_text("raise RuntimeError('the wrong one')")
     monkeypatch.chdir(elsewhere)
     monkeypatch.setenv("PYTHONPATH", str(elsewhere))
-    place = Slot("cpu", "cpu", 1, {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "3"})
+    place = Device.of(Slot("cpu", "cpu", 1, {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "3"}))
     (cell,) = plan()
     run(results, [cell], TELL, [place])
     log = (results.cell(cell.id).path / "log.txt").read_text()
@@ -352,16 +418,16 @@ def test_children_have_the_project_first_on_the_path_and_a_pipe_to_the_parent(re
 
 
 def test_the_real_command_finds_our_packages_from_anywhere(results, plan, tmp_path, monkeypatch):
-    """``-m`` puts the current folder before everything; the cell is done, so that nothing heavy starts."""
+    """``-m`` puts the current folder before everything; the folder holds another cell, so that nothing heavy starts."""
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "datasets").mkdir(parents=True)
     (elsewhere / "datasets" / "__init__.py").touch()
-    (cell,) = plan()
-    results.cell(cell.id).claim().commit([], {"attempt": 1})
+    first, second = plan(2)
+    (results.cell(first.id).path / "cell.json").write_bytes((results.cell(second.id).path / "cell.json").read_bytes())
     monkeypatch.chdir(elsewhere)
-    (outcome,) = Scheduler(results, [CPU], CellOptions()).run([cell])
-    log = (results.cell(cell.id).path / "log.txt").read_text()
-    assert (outcome.state, "is done already" in log) == ("done", True), log
+    (outcome,) = Scheduler(results, [CPU], CellOptions()).run([first])
+    assert outcome.state == "failed"
+    assert f"holds the cell {second.id}" in outcome.reason
 
 
 def test_what_is_passed_on_to_a_cell(results, plan, tmp_path):
@@ -369,19 +435,24 @@ def test_what_is_passed_on_to_a_cell(results, plan, tmp_path):
     mine = Planned(Entered(cell.entered.cell, str(tmp_path / "mine.pth")), "stale", True)
     execution = {"attention": "bias", "checkpointing": "blocks", "compile": True}
     options = CellOptions(data_root=tmp_path / "data", micro_batch=2, allow_broken=True, **execution)
-    for planned, more, again in ((cell, [], False), (mine, ["--checkpoint", str(tmp_path / "mine.pth")], True)):
-        command = Scheduler(results, [CPU], options)._command(planned, Slot("gpu 3", "cuda:0", 5))
+    again = ["--checkpoint", str(tmp_path / "mine.pth"), "--oom-retries", "2", "--again"]
+    for task, micro_batch, more in (
+        (Task(cell, 0), "2", []),
+        (Task(mine, 0, micro_batch=1, retries=2), "1", again),
+    ):
+        command = Scheduler(results, [CPU], options)._command(task, Slot("gpu 3", "cuda:0", 5))
         assert command[:4] == [sys.executable, "-m", "bench.cell", cell.id]
         words = ["--results", str(tmp_path), "--device", "cuda:0", "--threads", "5", "--allow-broken"]
-        words += ["--data-root", str(tmp_path / "data"), "--micro-batch", "2"]
-        words += ["--attention", "bias", "--checkpointing", "blocks", "--compile", *more]
-        assert command[4:] == words + (["--again"] if again else [])
+        words += ["--data-root", str(tmp_path / "data"), "--micro-batch", micro_batch]
+        words += ["--attention", "bias", "--checkpointing", "blocks", "--compile"]
+        assert command[4:] == words + more
     assert CellOptions().words() == []
 
 
 def test_logs_of_several_attempts_stand_one_after_the_other(results, plan):
     (cell,) = plan()
     run(results, [cell], "print('first', flush=True); import os; os._exit(9)")
+    cell.state = "failed"
     run(results, [cell], "print('second', flush=True); import os; os._exit(9)")
     assert (results.cell(cell.id).path / "log.txt").read_text() == "first\nsecond\n"
 
@@ -395,17 +466,28 @@ def test_no_process_and_no_descriptor_is_left(results, plan):
     assert not [child for child in set(me.children()) - children if child.status() != psutil.STATUS_ZOMBIE]
 
 
-def test_dispatch_gives_every_slot_one_task_at_a_time_and_outcomes_as_they_come():
-    release = threading.Event()
+def test_dispatch_yields_what_lanes_tell_as_they_tell_it():
+    release, told = threading.Event(), SimpleQueue()
 
-    def one(task: int, slot: Slot) -> int:
-        if task == 0:
-            assert release.wait(20)
-        return task
+    def slow() -> None:
+        assert release.wait(20)
+        told.put("slow")
 
-    outcomes = dispatch(range(4), slots("cpu:2"), one)
-    first = [next(outcomes) for _ in range(3)]
+    outcomes = dispatch([slow, lambda: told.put("quick"), lambda: None], told)
+    assert next(outcomes) == "quick", "one slow lane must not hold up the others"
     release.set()
-    assert sorted(first) == [1, 2, 3], "one slow cell must not hold up the others"
-    assert list(outcomes) == [0]
-    assert list(dispatch([], [CPU], one)) == []
+    assert list(outcomes) == ["slow"]
+    assert list(dispatch([], told)) == []
+
+
+def test_an_error_in_a_lane_ends_the_run_and_is_not_lost():
+    told = SimpleQueue()
+
+    def broken() -> None:
+        told.put("one")
+        raise KeyError("lane")
+
+    outcomes = dispatch([broken, lambda: told.put("other")], told)
+    assert {next(outcomes), next(outcomes)} == {"one", "other"}
+    with pytest.raises(KeyError, match="lane"):
+        next(outcomes)
