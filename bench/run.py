@@ -212,7 +212,10 @@ def _main(options: argparse.Namespace, console: Console) -> int:
         entered, results, data_root=options.data_root, allow_broken=options.allow_broken, rerun=options.rerun
     )
     speed = None
-    if "speed" in kinds:
+    if "speed" in kinds and backend is not None:
+        alone = f"python -m bench.speed --matrix {options.matrix}"
+        console.print(f"speed is not measured by a cluster's run; on one of its machines: {alone}", soft_wrap=True)
+    elif "speed" in kinds:
         speed = speed_part.part(options.matrix, changes, places, options.results, asked=asked)
     if training:
         print_plan(plan, places, options, console)
@@ -225,7 +228,7 @@ def _main(options: argparse.Namespace, console: Console) -> int:
     if options.dry_run:
         from bench.forecast import of_plan
 
-        for line in of_plan(plan, results, devices.devices(options.devices), micro_batch=options.micro_batch):
+        for line in of_plan(plan, results, places, micro_batch=options.micro_batch):
             console.print(f"  {line}", soft_wrap=True)
         states = {cell.id: cell.state for cell in plan.cells} | (speed.states(results) if speed else {})
         device = speed.device_model() if speed else ""
