@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import datasets
-from bench.spec import SCHEMA, Cell
+from bench.spec import Cell
+from bench.store import SCHEMA
 
 if TYPE_CHECKING:
     from datasets import Split

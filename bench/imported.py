@@ -18,8 +18,8 @@ import datasets
 from bench.maps import MapScores
 from bench.metrics import metrics_of
 from bench.registry import UnknownName
-from bench.spec import SCHEMA, Cell
-from bench.store import CellFolder, Results, now
+from bench.spec import Cell
+from bench.store import SCHEMA, CellFolder, Results, now
 
 EXAMPLE = "--as-cell method=pranet dataset=polyps test_set=kvasir"
 SHOWN = ("s_measure", "e_measure_mean", "weighted_f_measure_b03", "mae", "iou", "dice")

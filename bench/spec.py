@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from datasets.base import Dataset
     from methods.base import Context, Method
 
-SCHEMA = 1
 SPEED = "speed"  # the kind of cells that measure speed; all others train and score
 WALL = "wall"  # the clock of a measurement
 

@@ -19,10 +19,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from bench.spec import SCHEMA, Cell
+if TYPE_CHECKING:
+    from bench.spec import Cell
 
+SCHEMA = 1  # of the files
 STATES = ("planned", "running", "done", "failed", "oom", "timeout", "interrupted", "skipped")
 HEARTBEAT_SECONDS = 5.0
 STALE_SECONDS = 60.0
@@ -216,7 +218,7 @@ class CellFolder:
 
     def status(self) -> dict[str, Any]:
         """``status.json`` as it stands; a running cell whose process is gone reads "interrupted"."""
-        status = read_json(self.path / "status.json") or {"state": "planned", "reason": None, "attempt": None}
+        status = self._said()
         if status["state"] != "running":
             return status
         last = self.attempts()[-1:]
@@ -228,11 +230,24 @@ class CellFolder:
 
     def recover(self) -> None:
         """Settle what a process that is gone has left: finish its commit, or record that it was interrupted."""
-        status = read_json(self.path / "status.json")
-        last = self.attempts()[-1:]
+        status, last = self._said(), self.attempts()[-1:]
         # Only what was seen dead is settled: another process may make a claim of its own meanwhile.
-        if status and status["state"] == "running" and last and not last[0].alive() and not last[0].settle():
+        if status["state"] == "running" and last and not last[0].alive() and not last[0].settle():
             self.set_state("interrupted", reason=LEFT, attempt=last[0].number)
+
+    def _tidy(self) -> None:
+        """Delete what processes have left that were killed while they wrote a file."""
+        for path in [*self.path.glob(".*"), *self.path.glob("attempts/*/.*")]:
+            with suppress(FileNotFoundError):
+                if time.time() - path.stat().st_mtime > STALE_SECONDS:  # else its writer may be at work
+                    path.unlink()
+
+    def _said(self) -> dict[str, Any]:
+        """``status.json``; where a crash has cut it short, that the cell runs, so that its attempts are asked."""
+        try:
+            return read_json(self.path / "status.json") or {"state": "planned", "reason": None, "attempt": None}
+        except ValueError:
+            return {"state": "running", "reason": None, "attempt": None}
 
     def result(self) -> dict[str, Any] | None:
         """``result.json``, None before the cell is done."""
@@ -280,6 +295,7 @@ class CellFolder:
             with suppress(FileNotFoundError):  # moved already
                 os.replace(attempt.path / name, self.path / name)
         shutil.rmtree(self.checkpoints, ignore_errors=True)
+        self._tidy()
         self.set_state("done", attempt=attempt.number, **({"stale": commit["stale"]} if commit["stale"] else {}))
 
 

@@ -261,7 +261,8 @@ class Store:
 
 
 def _query(database: Path, statement: str, values: tuple[str, ...] = ()) -> list[tuple]:
-    with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=ro", uri=True)) as connection:
+    # Reading only, sqlite could not roll back what a killed writer has begun.
+    with closing(sqlite3.connect(f"file:{quote(str(database))}?mode=rw", uri=True)) as connection:
         return connection.execute(statement, values).fetchall()
 
 

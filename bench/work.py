@@ -23,8 +23,8 @@ from bench.evaluation import Evaluation, evaluate
 from bench.metrics import metrics_of
 from bench.saved import SavedStates
 from bench.signs import WORKING, say
-from bench.spec import SCHEMA, Cell
-from bench.store import Attempt
+from bench.spec import Cell
+from bench.store import SCHEMA, Attempt
 from bench.training import Machine, NonFiniteLoss, Progress, Trainer, Training
 from datasets.cache import Cache
 from methods.delta import CARD, WEIGHTS

@@ -21,8 +21,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench import environment, evidence
-from bench.spec import SCHEMA, WALL, Cell
-from bench.store import Attempt, now
+from bench.spec import WALL, Cell
+from bench.store import SCHEMA, Attempt, now
 from bench.timing import clock, operations
 from bench.timing.clock import Pace
 from bench.timing.surroundings import busy_elsewhere, device_model
