@@ -34,14 +34,14 @@ test-real: $(VENV)/ready  ## the tests on real images alone
 	@test -n "$(BENCH_TEST_DATA)" || { echo "set BENCH_TEST_DATA to the folder of real samples"; exit 2; }
 	$(PY) -m pytest -k real
 
-bench: $(READY)  ## times of the parts on one core, and what got slower beside its reference (under 4 minutes)
+bench: $(READY)  ## times of the parts on one core, and what got slower beside its reference (4 minutes)
 	@mkdir -p .benchmarks
 	OMP_NUM_THREADS=1 $(PY) -m pytest tests/benchmarks -q --benchmark-enable --benchmark-only --benchmark-warmup=on \
 	  --benchmark-timer=time.process_time --benchmark-max-time=0.5 --benchmark-columns=median,iqr,rounds \
 	  --benchmark-json=.benchmarks/run.json
 	$(PY) -m bench.timing.ratios .benchmarks/run.json $(BASELINE)
 
-bench-gpu: $(READY)  ## speed on the first GPU at the paper's size, beside its tables 14 and 3 (under 8 minutes)
+bench-gpu: $(READY)  ## speed on the first GPU at the paper's size, beside its tables 14 and 3 (one go; not timed yet)
 	$(PY) -m bench.speed --matrix speed_gpu --device cuda:0 --seconds 0.6 $(SPEED)
 
 clean:  ## remove the environment; results stay

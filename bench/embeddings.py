@@ -33,7 +33,7 @@ from methods.base import Embedding, Model
 from methods.sam.checkpoints import cache_folder
 
 if TYPE_CHECKING:
-    from bench.training import Machine
+    from bench.machine import Machine
 
 log = logging.getLogger(__name__)
 KEPT_FREE = 0.1

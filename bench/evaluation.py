@@ -18,10 +18,10 @@ from torch import Tensor
 
 from bench.data import Batch, SquashedSplit, batches_to_score, nothing
 from bench.embeddings import Encoder, answers_from_images
+from bench.machine import Machine
 from bench.metrics import PROTOCOLS, ClassScores, scores_of
 from bench.prediction import at_image_size, at_mask_size, class_areas
 from bench.scoring import Scoring, View
-from bench.training import Machine
 from datasets import Split
 from datasets.cache import Cache
 from methods.base import Model, Output

@@ -46,7 +46,7 @@ class Entry(_Table):
 class Block(_Table):
     """One ``[[cells]]`` table; what it leaves out is taken from the top of the file.
 
-    ``machine`` holds values of :class:`bench.training.Machine` for cells that measure speed; a list is an axis.
+    ``machine`` holds values of :class:`bench.machine.Machine` for cells that measure speed; a list is an axis.
     """
 
     kind: Literal["accuracy", "speed"] = "accuracy"

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 from bench.guard import WrongPackage, check_packages
 
 if TYPE_CHECKING:
-    from bench.training import Machine
+    from bench.machine import Machine
 
 INTERRUPTED = 130
 LINE_SECONDS = 10.0
@@ -121,7 +121,7 @@ def _machine(options: argparse.Namespace) -> Machine:
     """
     import torch
 
-    from bench.training import Machine
+    from bench.machine import Machine
 
     device, precision = options.device, options.precision
     if device == "auto":

@@ -111,7 +111,7 @@ class SpeedCell(Cell):
     """One measurement of how fast a method trains and predicts on one model of device.
 
     It has no dataset and no seed, which change no speed. How the machine computes is what is measured: the device's
-    model and the values of :class:`bench.training.Machine`, the micro-batch first, are part of it.
+    model and the values of :class:`bench.machine.Machine`, the micro-batch first, are part of it.
     """
 
     @property
@@ -170,7 +170,7 @@ def make_speed_cell(
 
     Args:
         device: the model of the device, as :func:`bench.timing.surroundings.device_model` names it.
-        machine: values of :class:`bench.training.Machine`, ``micro_batch`` at least.
+        machine: values of :class:`bench.machine.Machine`, ``micro_batch`` at least.
         clock: "wall", or "processor" for the time of all its threads together, which other processes lengthen less.
     """
     return SpeedCell(

@@ -18,10 +18,11 @@ from bench.data import SquashedSplit, batches, shuffled
 from bench.embeddings import Encoder
 from bench.environment import peak_memory
 from bench.losses import task_loss
+from bench.machine import Machine
 from bench.metrics import metrics_of, validation_of
 from bench.prediction import at_image_size
 from bench.regime import Regime
-from methods.base import Execution, Model
+from methods.base import Model
 from methods.randomness import image_keys
 
 if TYPE_CHECKING:
@@ -32,40 +33,6 @@ CHECK_EVERY = 16  # steps between looks at the losses: each look waits for the d
 
 class NonFiniteLoss(RuntimeError):
     """A loss or a gradient became infinite or not a number; the message names the step and the images."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where and how a cell computes; no part of its identity but its precision.
-
-    Attributes:
-        device: "cpu", "cuda", "cuda:1".
-        precision: "fp32" or "bf16" (autocast; weights stay float32).
-        micro_batch: images a forward pass, 0 for the whole batch.
-        attention, checkpointing, compile: as in :class:`methods.base.Execution`.
-
-    Raises:
-        ValueError: what an ``Execution`` cannot be.
-    """
-
-    device: str = "cpu"
-    precision: str = "fp32"
-    micro_batch: int = 0
-    attention: str = Execution.attention
-    checkpointing: str = Execution.checkpointing
-    compile: bool = Execution.compile
-
-    def __post_init__(self) -> None:
-        _ = self.execution
-
-    @property
-    def execution(self) -> Execution:
-        """What a model is told of it."""
-        return Execution(self.attention, self.checkpointing, self.compile)
-
-    def autocast(self) -> torch.autocast:
-        """The context in which models run."""
-        return torch.autocast(self.device.split(":")[0], torch.bfloat16, enabled=self.precision == "bf16")
 
 
 @dataclass
@@ -115,6 +82,13 @@ class Step(NamedTuple):
     images: list[int]
     losses: Tensor
     norm: Tensor
+
+
+class Validation(NamedTuple):
+    """The validation metric, NaN where no pixel counts, and how often each layer chose each of its experts, if any."""
+
+    score: float
+    experts: list[list[int]] | None
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
@@ -189,9 +163,10 @@ class Trainer:
             line = {"epoch": epoch, **self._train_epoch(train, epoch)}
             progress.stage = "validating"
             self.watch(progress)
-            score = self.validate(validation)
+            score, experts = self.validate(validation)
             shown = score if math.isfinite(score) else None  # JSON has no NaN
-            self.note(line | {"step": progress.step, "validation": {self.regime.validation_metric: shown}})
+            line |= {"step": progress.step, "validation": {self.regime.validation_metric: shown}}
+            self.note(line if experts is None else line | {"experts": experts})
             record.epochs, record.steps, record.last_loss = epoch, progress.step, line["loss"]
             record.first_loss = line["loss"] if epoch == 1 else record.first_loss
             if metric.improves(score, record.best_validation):
@@ -301,18 +276,22 @@ class Trainer:
         return means
 
     @torch.no_grad()
-    def validate(self, data: SquashedSplit) -> float:
-        """The validation metric at the cell's image size; NaN where no pixel counts."""
+    def validate(self, data: SquashedSplit) -> Validation:
+        """Predict all of a split at the cell's image size."""
         self.model.eval()
         num_classes = self.model.num_classes
         scores = validation_of(self.regime.validation_metric, num_classes)
+        chosen: list[Tensor] = []
         for batch in batches(data, range(len(data)), self.regime.batch_size, find=self.encoder.find):
             with self.machine.autocast():
                 output = self.model.decode(self.encoder(batch.images, found=batch.found))
+            if output.expert_counts is not None:
+                chosen.append(output.expert_counts.sum(0))
             predictions = at_image_size(self.model.probabilities(output), num_classes).cpu().numpy()
             for prediction, mask in zip(predictions, batch.masks.numpy(), strict=True):
                 scores.add(prediction, mask)
-        return scores.value()
+        experts = torch.stack(chosen).sum(0).long().tolist() if chosen else None
+        return Validation(scores.value(), experts)
 
     def note(self, line: dict[str, Any]) -> None:
         """Add an epoch to the history."""

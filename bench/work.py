@@ -20,12 +20,13 @@ from bench import environment, evidence
 from bench.data import SquashedSplit, fixed_subset, open_cache, open_splits
 from bench.embeddings import Encoder, encoder_of, folder_of
 from bench.evaluation import Evaluation, evaluate
+from bench.machine import Machine
 from bench.metrics import metrics_of
 from bench.saved import SavedStates
 from bench.signs import WORKING, say
 from bench.spec import Cell
 from bench.store import SCHEMA, Attempt
-from bench.training import Machine, NonFiniteLoss, Progress, Trainer, Training
+from bench.training import NonFiniteLoss, Progress, Trainer, Training
 from datasets.cache import Cache
 from methods.delta import CARD, WEIGHTS
 from methods.sam.checkpoints import Checkpoint, CheckpointError, resolve

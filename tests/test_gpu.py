@@ -16,7 +16,7 @@ from bench.embeddings import encoder_of
 from bench.evaluation import evaluate
 from bench.losses import BINARY
 from bench.losses.set_prediction import SetPrediction
-from bench.training import Machine
+from bench.machine import Machine
 from methods import Context, create, registry
 from methods.base import Output
 from methods.randomness import image_keys, normal

@@ -22,8 +22,8 @@ from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
 from bench.download import DownloadError, download
+from bench.machine import Machine
 from bench.registry import UnknownName
-from bench.training import Machine
 from methods.base import Context
 from methods.sam.build import build_parts
 from methods.sam.checkpoints import SUFFIXES, CheckpointError, cache_folder, file_digest, resolve

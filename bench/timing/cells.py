@@ -109,7 +109,7 @@ def _of_block(matrix: Matrix, block: Block, precision: str, **conditions: str) -
 
 def _checked(machine: dict[str, Any]) -> dict[str, Any]:
     """What of a machine enters a specification: the micro-batch, and what differs from the defaults."""
-    from bench.training import Machine
+    from bench.machine import Machine
 
     allowed = [field.name for field in dataclasses.fields(Machine) if field.name not in ("device", "precision")]
     for key in machine:

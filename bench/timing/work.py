@@ -21,12 +21,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from bench import environment, evidence
+from bench.machine import Machine
 from bench.spec import WALL, Cell
 from bench.store import SCHEMA, Attempt, now
 from bench.timing import clock, operations
 from bench.timing.clock import Pace
 from bench.timing.surroundings import busy_elsewhere, device_model
-from bench.training import Machine, Progress, Trainer
+from bench.training import Progress, Trainer
 from methods.base import Model
 from methods.sam.checkpoints import resolve
 from methods.trial import shake

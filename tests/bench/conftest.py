@@ -1,8 +1,11 @@
-"""Miniatures of published datasets, a few tiny files each."""
+"""Miniatures of published datasets, a few tiny files each; and what tests of running processes have in common."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -63,3 +66,50 @@ def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataRoot:
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     (tmp_path / "data").mkdir()
     return DataRoot(tmp_path / "data")
+
+
+@pytest.fixture
+def wait_for() -> Callable[..., object]:
+    """wait_for(what, seconds): the first true answer of ``what``; fails if there is none so long."""
+
+    def wait(what: Callable[[], object], seconds: float = 60) -> object:
+        deadline = time.monotonic() + seconds
+        while not (answer := what()):
+            assert time.monotonic() < deadline, "it did not happen"
+            time.sleep(0.02)
+        return answer
+
+    return wait
+
+
+@pytest.fixture
+def stub_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], Path]:
+    """stub_matrix(count, seconds): the file of a matrix whose cells are, in all processes, stubs that take so long."""
+
+    def write(count: int, seconds: float) -> Path:
+        monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "stubs"))
+        monkeypatch.setenv("STUB_SECONDS", str(seconds))
+        path = tmp_path / "stubs.toml"
+        path.write_text(
+            f'name = "stubs"\nbackbone = "tiny"\nimage_size = 64\nseeds = {list(range(count))}\n[[cells]]\n'
+            'datasets = [{ name = "shapes", train_images = 2, validation_images = 1, test_images = 1, size = 64 }]\n'
+            'methods = ["decoder_only"]\n'
+        )
+        return path
+
+    return write
+
+
+@pytest.fixture
+def logged() -> Callable[[Path], list[str]]:
+    """logged(database): the cells that have a whole run in MLflow."""
+
+    def read(database: Path) -> list[str]:
+        with closing(sqlite3.connect(database)) as store:
+            rows = store.execute(
+                "select value from tags join runs using (run_uuid) where key = 'cell' and status = 'FINISHED' "
+                "and runs.lifecycle_stage = 'active'"
+            )
+            return sorted(cell for (cell,) in rows)
+
+    return read

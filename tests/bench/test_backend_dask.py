@@ -35,16 +35,6 @@ from bench.scheduler import CellOptions
 from bench.store import Results, read_json
 
 ROOT = Path(__file__).resolve().parents[2]
-STUBS = Path(__file__).parent / "stubs"
-MATRIX = """
-name = "short"
-backbone = "tiny"
-image_size = 64
-seeds = {seeds}
-[[cells]]
-datasets = [{{ name = "shapes", train_images = 2, validation_images = 1, test_images = 1, size = 64 }}]
-methods = ["decoder_only"]
-"""
 
 
 @pytest.fixture
@@ -53,15 +43,11 @@ def results(tmp_path: Path) -> Results:
 
 
 @pytest.fixture
-def cells(tmp_path: Path, results: Results, monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Planned]]:
+def cells(results: Results, stub_matrix: Callable[[int, float], Path]) -> Callable[..., list[Planned]]:
     """Planned cells, whose work is a stub's that takes some seconds."""
 
     def plan(count: int, *, seconds: float = 0.3, state: str = "planned") -> list[Planned]:
-        monkeypatch.setenv("PYTHONPATH", str(STUBS))
-        monkeypatch.setenv("STUB_SECONDS", str(seconds))
-        path = tmp_path / "short.toml"
-        path.write_text(MATRIX.format(seeds=list(range(count))))
-        entered = matrix.expand(matrix.read(str(path)), precision="fp32")
+        entered = matrix.expand(matrix.read(str(stub_matrix(count, seconds))), precision="fp32")
         for item in entered:
             results.cell(item.cell.id).create(item.cell, {})
         return [Planned(item, state, True) for item in entered]
@@ -89,16 +75,7 @@ def in_background(what: Callable[[], None]) -> threading.Thread:
     return thread
 
 
-def wait_for(what: Callable[[], object], seconds: float = 60) -> object:
-    """The first true answer; fails after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-    return answer
-
-
-def test_a_lost_workers_cell_runs_again_elsewhere_and_every_cell_once(results, cells):
+def test_a_lost_workers_cell_runs_again_elsewhere_and_every_cell_once(results, cells, wait_for):
     """Two worker processes; the one that has the cell that was claimed second is killed in its midst."""
     planned, said = cells(8, seconds=1), []
 
@@ -144,7 +121,9 @@ def at(somebodys: LocalCluster, resource: str = "CPU") -> section.Address:
     return section.Address(kind="address", address=somebodys.scheduler_address, resource=resource)
 
 
-def test_a_stop_interrupts_the_cells_and_leaves_a_foreign_scheduler_running(results, cells, running_scheduler):
+def test_a_stop_interrupts_the_cells_and_leaves_a_foreign_scheduler_running(
+    results, cells, running_scheduler, wait_for
+):
     planned = cells(3, seconds=60)
     run = front(results, at(running_scheduler))
     thread = in_background(lambda: (wait_for(run.running), run.stop()))
@@ -176,7 +155,9 @@ def test_cells_that_are_run_again_are_run_once_each(results, cells, running_sche
     assert all(worker._ended(cell, late) for cell in planned)
 
 
-def test_without_a_worker_that_has_a_device_it_says_what_is_missing(results, cells, running_scheduler, monkeypatch):
+def test_without_a_worker_that_has_a_device_it_says_what_is_missing(
+    results, cells, running_scheduler, monkeypatch, wait_for
+):
     monkeypatch.setattr(module, "FIRST_WORD", 0.5)
     said: list[str] = []
     run = front(results, at(running_scheduler, "GPU"), on_remark=said.append)
@@ -279,7 +260,7 @@ def slurm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[section.S
                 process.kill()
 
 
-def test_cells_run_in_jobs_of_a_batch_system(results, cells, slurm, tmp_path):
+def test_cells_run_in_jobs_of_a_batch_system(results, cells, slurm, tmp_path, wait_for):
     planned = cells(2)
     assert [outcome.state for outcome in front(results, slurm).run(planned)] == ["done", "done"]
     submitted, printed = (tmp_path / "script").read_text(), cluster.job_script(slurm, results.path)
@@ -292,7 +273,7 @@ def test_cells_run_in_jobs_of_a_batch_system(results, cells, slurm, tmp_path):
     wait_for(lambda: not psutil.pid_exists(int(pid)) or psutil.Process(int(pid)).status() == "zombie", 15)
 
 
-def test_a_job_that_was_ended_is_submitted_again(results, cells, slurm, tmp_path, monkeypatch):
+def test_a_job_that_was_ended_is_submitted_again(results, cells, slurm, tmp_path, monkeypatch, wait_for):
     """As at the end of its walltime."""
     monkeypatch.setattr(module, "RENEW_SECONDS", 1.0)
     planned, jobs = cells(3, seconds=1), tmp_path / "jobs"
@@ -316,10 +297,10 @@ def test_a_job_that_is_refused_ends_the_run(results, cells, slurm, tmp_path):
         list(front(results, slurm).run(cells(1)))
 
 
-def test_ctrl_c_in_the_terminal_interrupts_the_cells_of_workers_too(cells, results, tmp_path):
+def test_ctrl_c_in_the_terminal_interrupts_the_cells_of_workers_too(cells, results, tmp_path, wait_for):
     """It reaches every process of the terminal, so the workers must leave it to the one that started them."""
     planned = cells(3, seconds=60)
-    words = ["--matrix", str(tmp_path / "short.toml"), "--results", str(results.path), "--devices", "cpu:2"]
+    words = ["--matrix", str(tmp_path / "stubs.toml"), "--results", str(results.path), "--devices", "cpu:2"]
     run = subprocess.Popen(
         [sys.executable, "-m", "bench.run", *words, "--backend", "dask", "--no-tracking"],
         cwd=ROOT,
@@ -343,7 +324,7 @@ def test_ctrl_c_in_the_terminal_interrupts_the_cells_of_workers_too(cells, resul
 
 def test_a_dry_run_shows_the_job_script_and_writes_nothing(cells, results, tmp_path, capsys):
     cells(1)
-    text = (tmp_path / "short.toml").read_text()
+    text = (tmp_path / "stubs.toml").read_text()
     section_text = '[backend]\nkind = "slurm"\njobs = 3\ncores = 4\nmemory = "8G"\nwalltime = "1:00:00"\n[[cells]]'
     (tmp_path / "slurm.toml").write_text(text.replace("[[cells]]", section_text))
     elsewhere = tmp_path / "other"

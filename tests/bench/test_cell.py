@@ -126,6 +126,7 @@ def test_a_cell_writes_all_that_is_promised(trained):
     (line,) = map(json.loads, (trained.path / "history.jsonl").read_text().splitlines())
     assert (line["epoch"], line["step"]) == (1, 2)
     assert set(line["validation"]) == {"iou"}
+    assert [(len(counts), sum(counts)) for counts in line["experts"]] == [(8, 4)] * 12, "an expert a validation image"
 
 
 def test_a_result_holds_all_that_is_promised(trained):
@@ -151,7 +152,7 @@ def test_a_result_holds_all_that_is_promised(trained):
 def test_the_adapter_is_the_trained_model(trained):
     """Loaded again it predicts what was scored, and it is not what training began with."""
     from bench.evaluation import evaluate
-    from bench.training import Machine
+    from bench.machine import Machine
 
     cell, scores = tiny_cell(), trained.result()["scores"]
     test_sets = {"test": cell.dataset().open()["test"]}

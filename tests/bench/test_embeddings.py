@@ -22,8 +22,9 @@ from bench import embeddings
 from bench.data import SquashedSplit, as_tensor
 from bench.embeddings import Encoder, encoder_of, folder_of
 from bench.evaluation import evaluate
+from bench.machine import Machine
 from bench.regime import Regime
-from bench.training import Machine, Trainer
+from bench.training import Trainer
 from datasets import Split
 from methods import Context, Embedding, Model
 from methods.sam.encoder import ImageEncoder

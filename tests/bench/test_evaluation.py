@@ -13,9 +13,9 @@ import methods
 from bench import evaluation as evaluation_module
 from bench import scoring
 from bench.evaluation import MOST_WORKERS, Evaluation, evaluate, workers_for
+from bench.machine import Machine
 from bench.metrics import Scores, metrics_of
 from bench.prediction import at_mask_size
-from bench.training import Machine
 from datasets import Split
 from methods import Context, Embedding, Model, Output
 

@@ -13,13 +13,11 @@ import random
 import resource
 import signal
 import socket
-import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -167,16 +165,6 @@ def left(results: Results) -> list[psutil.Process]:
     return [process for process in found if process.status() != psutil.STATUS_ZOMBIE]
 
 
-def logged(database: Path) -> list[str]:
-    """The cells that have a whole run in MLflow."""
-    with closing(sqlite3.connect(database)) as store:
-        rows = store.execute(
-            "select value from tags join runs using (run_uuid) where key = 'cell' and status = 'FINISHED' "
-            "and runs.lifecycle_stage = 'active'"
-        )
-        return sorted(cell for (cell,) in rows)
-
-
 def disturbed(matrix: Path, results: Results, evil: Any) -> tuple[list[CellFolder], list[str]]:
     """Run the matrix, with everything that happens to it, until all has happened and all cells are done.
 
@@ -209,7 +197,7 @@ def disturbed(matrix: Path, results: Results, evil: Any) -> tuple[list[CellFolde
                 damaged.append(what)
 
 
-def test_whatever_dies_every_cell_is_done_once_and_as_if_nothing_had_happened(tmp_path):
+def test_whatever_dies_every_cell_is_done_once_and_as_if_nothing_had_happened(tmp_path, logged):
     matrix, results, began = tmp_path / "faults.toml", Results(tmp_path / "results"), time.monotonic()
     matrix.write_text(MATRIX)
     aims = Counter({where: max(1, share * KILLS // sum(SHARES.values())) for where, share in SHARES.items()})

@@ -13,10 +13,10 @@ from PIL import Image
 from torch import nn
 from torchvision import transforms
 
+from bench.machine import Machine
 from bench.probing import backbones, store
 from bench.probing.images import IMAGENET_COUNTS, DataError, centre, hold_out, open_folder, random_crop, read_batches
 from bench.registry import UnknownName
-from bench.training import Machine
 from methods.base import Context
 from methods.sam.build import build_parts
 from methods.sam.checkpoints import CheckpointError

@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 
 from bench import probe
+from bench.machine import Machine
 from bench.probing import backbones, store, work
 from bench.probing.heads import evaluate
-from bench.training import Machine
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 FEW_IMAGES = ["--epochs", "60", "--batch", "9", "--held-out", "0.25"]

@@ -369,15 +369,6 @@ def start(matrix: Path) -> subprocess.Popen:
     )
 
 
-def wait_for(what: Callable[[], object], seconds: float) -> object:
-    """The first true answer; fails after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-    return answer
-
-
 def gone(pid: int) -> bool:
     """Whether a process has ended; where nobody collects orphans it stays in the table."""
     try:
@@ -386,17 +377,18 @@ def gone(pid: int) -> bool:
         return True
 
 
-def test_limits_of_time_are_kept_and_told(three, capsys):
-    """The first of three cells is ended after two seconds, and then none starts within the budget of one."""
-    assert main(words(three, "--timeout", "2s", "--budget", "1s")) == 1
+def test_limits_of_time_are_kept_and_told(tmp_path, capsys):
+    """The first of three cells, hours long, is ended after two seconds; then none starts within the budget of one."""
+    matrix = write_matrix(tmp_path, '["decoder_only", "lora", "conv_lora"]', epochs=10**5)
+    assert main(words(matrix, "--timeout", "2s", "--budget", "1s")) == 1
     shown = capsys.readouterr().out
-    first, *others = [entered.cell.id for entered in expand(read(str(three)), precision="fp32")]
+    first, *others = [entered.cell.id for entered in expand(read(str(matrix)), precision="fp32")]
     assert re.search(rf"timeout +{first} .*took longer than 2s \(--timeout\)", shown)
     assert "executed 1 cells: 2 not started, 1 timeout" in shown
     reason = "how long it takes is unknown, 0s of the budget of 1s were left"
     assert f"not started, {reason}: {', '.join(others)}" in shown
     assert "cpu: busy" in shown
-    states = {cell.id: cell.status()["state"] for cell in Results(three.parent / "results").cells()}
+    states = {cell.id: cell.status()["state"] for cell in Results(tmp_path / "results").cells()}
     assert states == {first: "timeout", **dict.fromkeys(others, "planned")}
 
 
@@ -441,7 +433,7 @@ def test_options_of_devices_and_execution_reach_the_scheduler(three, monkeypatch
     assert [len(device.slots) for device in seen["devices"]] == [2]
 
 
-def test_a_run_goes_on_after_ctrl_c_and_after_it_was_killed(tmp_path, capsys):
+def test_a_run_goes_on_after_ctrl_c_and_after_it_was_killed(tmp_path, capsys, wait_for):
     """One cell, started three times: interrupted in its training, orphaned in its start, and run to its end."""
     matrix = write_matrix(tmp_path, '["decoder_only"]', epochs=12)
     (entered,) = expand(read(str(matrix)), precision="fp32")

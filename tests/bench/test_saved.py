@@ -29,9 +29,10 @@ from bench import saved
 from bench.cell import Interrupted
 from bench.data import SquashedSplit
 from bench.embeddings import encoder_of
+from bench.machine import Machine
 from bench.regime import Regime
 from bench.saved import MAGIC, SavedStates
-from bench.training import Machine, Trainer
+from bench.training import Trainer
 from datasets import Split
 from methods import Context, Embedding, Model, Output
 from methods.trial import Subject, losses

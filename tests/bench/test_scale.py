@@ -14,7 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -145,17 +145,7 @@ def test_status_of_many_cells(many):
         assert overview(results).counts == {"done": MANY // 2, "planned": MANY // 2}
 
 
-def logged(database: Path) -> list[str]:
-    """The cells that have a whole run in MLflow."""
-    with closing(sqlite3.connect(database)) as store:
-        rows = store.execute(
-            "select value from tags join runs using (run_uuid) where key = 'cell' and status = 'FINISHED' "
-            "and runs.lifecycle_stage = 'active'"
-        )
-        return sorted(cell for (cell,) in rows)
-
-
-def test_mlflow_keeps_up_with_a_run_although_its_database_is_locked_and_deleted(tmp_path, entered, monkeypatch):
+def test_mlflow_keeps_up_with_a_run_although_its_database_is_locked_and_deleted(tmp_path, entered, monkeypatch, logged):
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     results, cells = Results(tmp_path), entered(CELLS // 2)
     database = results.path / "mlflow.db"

@@ -16,12 +16,13 @@ import datasets
 import methods
 from bench.data import SquashedSplit
 from bench.evaluation import evaluate
+from bench.machine import Machine
 from bench.prediction import at_image_size, at_mask_size, class_areas
 from bench.regime import Regime
 from bench.run import main
 from bench.spec import make_cell
 from bench.store import Results, read_json
-from bench.training import Machine, Trainer
+from bench.training import Trainer
 from datasets import IGNORE, Split
 from methods import Context, Embedding, Model, Output
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import sqlite3
 import subprocess
 import sys
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
@@ -18,30 +17,26 @@ from bench.store import CellFolder, Results, read_json
 from bench.tracking_store import Store, _create_database
 
 ROOT = Path(__file__).resolve().parents[2]
-STUBS = Path(__file__).parent / "stubs"
-MATRIX = """
-name = "shared"
-backbone = "tiny"
-image_size = 64
-seeds = {seeds}
-[[cells]]
-datasets = [{{ name = "shapes", train_images = 2, validation_images = 1, test_images = 1, size = 64 }}]
-methods = ["decoder_only"]
-"""
 
 
 @pytest.fixture
-def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., subprocess.Popen]]:
+def start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stub_matrix: Callable[[int, float], Path]
+) -> Iterator[Callable[..., subprocess.Popen]]:
     """Starts a scheduler with one CPU lane on a matrix of so many cells, each of which takes some seconds."""
-    monkeypatch.setenv("PYTHONPATH", str(STUBS))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     started = []
 
     def run(*more: str, cells: int, seconds: float) -> subprocess.Popen:
-        monkeypatch.setenv("STUB_SECONDS", str(seconds))
-        path = tmp_path / "shared.toml"
-        path.write_text(MATRIX.format(seeds=list(range(cells))))
-        words = ["--matrix", str(path), "--results", str(tmp_path / "results"), "--devices", "cpu", *more]
+        words = [
+            "--matrix",
+            str(stub_matrix(cells, seconds)),
+            "--results",
+            str(tmp_path / "results"),
+            "--devices",
+            "cpu",
+            *more,
+        ]
         command = [sys.executable, "-m", "bench.run", *words]
         started.append(subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True))
         return started[-1]
@@ -59,15 +54,6 @@ def commits(cell: CellFolder) -> int:
 def parent(cell: CellFolder) -> int:
     """The scheduler whose process committed the cell."""
     return cell.result()["seen"]["parent"]
-
-
-def wait_for(what: Callable[[], object], seconds: float = 60) -> object:
-    """The first true answer; fails after ``seconds``."""
-    deadline = time.monotonic() + seconds
-    while not (answer := what()):
-        assert time.monotonic() < deadline, "it did not happen"
-        time.sleep(0.02)
-    return answer
 
 
 def test_two_share_the_work_and_one_writes_mlflow(start, tmp_path):
@@ -98,7 +84,7 @@ def claimed(results: Results, scheduler: subprocess.Popen) -> set[str]:
     return found
 
 
-def test_one_takes_over_what_the_other_left_when_it_was_killed(start, tmp_path):
+def test_one_takes_over_what_the_other_left_when_it_was_killed(start, tmp_path, wait_for):
     results = Results(tmp_path / "results")
     victim, other = start("--no-tracking", cells=8, seconds=2), start("--no-tracking", cells=8, seconds=2)
     wait_for(lambda: claimed(results, other))

@@ -1,4 +1,4 @@
-"""How long attention takes, ours beside segment_anything's own, which holds all scores in memory."""
+"""How long attention takes, in all of our ways beside segment_anything's own, which holds all scores in memory."""
 
 from __future__ import annotations
 
@@ -14,13 +14,19 @@ MAPS = {  # token maps, their side, channels, heads
     "tiny, global": (4, 16, 192, 3),
     "vit_b, windows": (4, 14, 768, 12),
     "vit_b, global at 512 px": (1, 32, 768, 12),
+    "vit_h, windows at 1024 px": (25, 14, 1280, 16),
 }
+FORMS = ("official", "folded", "folded_unpadded", "bias", "explicit", "tiled")  # all that a CPU can do
 
 
 def made(form: str, side: int, width: int, heads: int) -> nn.Module:
-    """A layer with rough weights, the same in both forms, since they have the same parameters."""
-    ours = form == "ours"
-    layer = Attention(width, heads, (side, side)) if ours else Official(width, heads, True, True, True, (side, side))
+    """A layer with rough weights, the same in all forms, since they have the same parameters."""
+    grid = (side, side)
+    if form == "official":
+        layer = Official(width, heads, True, True, True, grid)
+    else:
+        layer = Attention(width, heads, grid)
+        layer.variant = form
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for _, parameter in sorted(layer.named_parameters()):
@@ -40,7 +46,7 @@ def forward_and_backward(layer: nn.Module, x: Tensor) -> Tensor:
     return leaf.grad
 
 
-@pytest.mark.parametrize("form", ["official", "ours"])
+@pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("work", [forward, forward_and_backward])
 @pytest.mark.parametrize("kind", MAPS)
 def test_attention(compare, kind: str, work, form: str) -> None:

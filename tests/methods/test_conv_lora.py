@@ -13,6 +13,7 @@ from scipy.signal import correlate2d
 from scipy.special import erf, softmax
 from scipy.stats import norm
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from methods.conv_lora import ConvLoRALinear
 from methods.lora import LoRALinear
@@ -291,3 +292,32 @@ def test_works_in_segment_anythings_own_encoder(segment_anything: Callable, roug
     for block in encoder.blocks:
         assert block.attn.qkv.expert_counts.sum() == 2
         assert block.attn.qkv.lora_A.grad.any() and block.attn.qkv.experts.weight.grad.any()
+
+
+class Operations(TorchDispatchMode):
+    """Counts what is computed; views of what is there are not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, operator, types, arguments=(), named=None):
+        self.count += not (operator.is_view or operator.name() in ("aten::detach", "aten::_unsafe_view"))
+        return operator(*arguments, **(named or {}))
+
+
+def test_a_layer_takes_few_operations() -> None:
+    """Small maps cost operations, not arithmetic: forward and backward of a layer in a model, LoRA's beside it."""
+    found = {}
+    for cls, more in ((LoRALinear, {}), (ConvLoRALinear, {"grid": (8, 8)})):
+        layer = cls(nn.Linear(12, 36).requires_grad_(False), **more)
+        layer.noise_drawn, layer.random_keys = torch.randn(4, 4, 8), None
+        x = torch.randn(4, 4, 8, 8, 12, requires_grad=True)
+        with Operations() as operations:
+            y = layer(x)
+            decided = [layer.decision.clean, layer.decision.deviation] if hasattr(layer, "decision") else []
+            outputs = [y, *decided]
+            torch.autograd.backward(outputs, [torch.ones_like(output) for output in outputs])
+        found[cls.__name__] = operations.count - len(outputs)  # the gradients it is given
+    print(found)
+    assert found["LoRALinear"] <= 14 and found["ConvLoRALinear"] <= 65

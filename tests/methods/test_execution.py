@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
@@ -174,6 +175,21 @@ def test_blocks_keep_their_inputs_and_selective_repeats_no_large_product(batch: 
     assert inputs < some < all_kept
     # What it repeats are products of rank 3 and position terms.
     assert least < more < 1.01 * least
+
+
+def test_what_vit_h_keeps_at_1024_px(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LoRA on four images in bf16, without data; docs/speed.md has the figures, ``-s`` prints them."""
+    monkeypatch.setattr(torch.nn.init, "trunc_normal_", lambda tensor, **_: tensor)  # it looks at numbers
+    found = {}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = methods.create("lora").build(Context(image_size=1024, backbone="vit_h", checkpoint="none")).train()
+        for how in EXECUTIONS["checkpointing"]:
+            model.set_execution(Execution(attention="folded", checkpointing=how))
+            with torch.autocast("cpu", torch.bfloat16):
+                kept, operations = cost(model, torch.empty(4, 3, 1024, 1024))
+            found[how] = kept / 2**30
+            print(f"{how}: {found[how]:.2f} GiB, {operations / 4e12:.2f} TFLOP an image without attention's products")
+    assert found["blocks"] < 3 < found["selective"] < 0.8 * found["none"] < 18
 
 
 def test_a_lora_step_has_no_needless_product(batch: Callable) -> None:
