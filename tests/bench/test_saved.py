@@ -32,7 +32,7 @@ from bench.embeddings import encoder_of
 from bench.machine import Machine
 from bench.regime import Regime
 from bench.saved import MAGIC, SavedStates
-from bench.training import Trainer
+from bench.training import Trainer, Validation
 from datasets import Split
 from methods import Context, Embedding, Model, Output
 from methods.trial import Subject, losses
@@ -494,7 +494,7 @@ def test_what_is_saved_twice_is_written_once(tmp_path, every_epoch):
     """Four copies of the weights after an epoch that is not the best one, three after one that is, one at the end."""
     one = trainer(Line(width=100_000), epochs=3, lr=1e-6)
     scores = iter([0.5, 0.4, 0.6])
-    one.validate = lambda data: next(scores)
+    one.validate = lambda data: Validation(next(scores), None)
     one.fit(*DATA, saved=states(tmp_path / "states"))
     sizes = [(tmp_path / "states" / f"epoch-{epoch}.ckpt").stat().st_size / 400_000 for epoch in (1, 2, 3)]
     assert sizes == pytest.approx([3, 4, 1], abs=0.05)

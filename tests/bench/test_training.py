@@ -18,7 +18,7 @@ import methods
 from bench.data import SquashedSplit, shuffled
 from bench.machine import Machine
 from bench.regime import Regime
-from bench.training import NonFiniteLoss, Progress, Trainer
+from bench.training import NonFiniteLoss, Progress, Trainer, Validation
 from datasets import Split
 from methods import Context, Embedding, Model, Output
 
@@ -154,9 +154,9 @@ def scripted(scores: list[float], **regime: Any) -> tuple[Trainer, list[float]]:
     model, biases, left = Dot(), [], iter(scores)
     one = trainer(model, epochs=len(scores), lr=0.1, **regime)
 
-    def validate(split: SquashedSplit) -> float:
+    def validate(split: SquashedSplit) -> Validation:
         biases.append(model.bias.item())
-        return next(left)
+        return Validation(next(left), None)
 
     one.validate = validate
     one.fit(*data())
