@@ -13,7 +13,7 @@ class Difference:
         row: the method's row in tables; ``method`` is its name alone, which gives its colour.
         per_seed: the difference in each seed, in the order of ``seeds``.
         mean: their mean.
-        low, high: the bounds of the 95 % interval of the bootstrap over seeds and images.
+        low, high: the bounds of the 95 % interval over seeds and images; over images alone where there is one seed.
         p: two-sided, from the same bootstrap; ``p_holm`` corrected by Holm over the comparison's methods.
         effect: the mean over the standard deviation between images (each averaged over seeds); None for metrics that
             are pooled over images, and where all images differ by the same.
@@ -42,11 +42,11 @@ class Comparison:
         setting: in words.
         data, test_set, metric, label, direction: of the column; ``direction`` is "higher" or "lower".
         reference: the row that the others are compared with.
-        values: row -> seed -> score in the printed scale, the reference first.
-        images: in the test set.
-        differences: from the best to the worst.
+        values: row -> seed -> score in the printed scale, the reference first; also of what could not be compared.
+        images: in the test set, as far as any file of single images could be read.
+        differences: from the best to the worst; none where nothing can be compared, of which ``warnings`` say why.
         detectable: the smallest true difference that a design with these seeds and images finds with a probability of
-            0.8, by the median spread of the differences; None with a single seed.
+            0.8 in a single test, by the mean variances of the differences; None with a single seed.
         warnings, notes: as in a table's caption.
         cells: ids behind it.
     """
@@ -76,10 +76,10 @@ class Ranking:
     Attributes:
         name: of its files, without an ending.
         setting: in words.
-        places: what was ranked, "dataset/test set: metric", one a dataset's test set, by its leading metric.
+        places: two or more, "dataset/test set: metric", one a dataset's test set, by its leading metric.
         ranks: row -> rank in each place, ties averaged, rows by their average rank.
         methods: row -> method name.
-        friedman_p: of the hypothesis that all methods are alike; None for fewer than two places or three methods.
+        friedman_p: of the hypothesis that all methods are alike; None for fewer than three methods.
         critical_difference: of Nemenyi's test at 0.05: average ranks that differ by less are not told apart; None where
             ``friedman_p`` is.
         warnings, notes: as in a table's caption.
