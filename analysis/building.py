@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
-import pandas as pd
-
-from analysis import caption, paper
+from analysis import agreement, caption, paper
 from analysis.exceptions import NOT_RUN
 from analysis.layout import Column, Entry, Row, Table
 from analysis.paper import PaperNumber
 from analysis.results import DONE, Metric
 from analysis.source import Cell, Source, file_part, in_words, shots_in_words
-from analysis.statistics import summarise, two_best
+from analysis.statistics import above_all, summarise, two_best
 
 Picks = Mapping[tuple[str, Column], Sequence[Cell]]
 """The cells, done or not, that belong where a row meets a column."""
@@ -25,25 +24,40 @@ def paper_table(number: int, source: Source) -> Table | None:
     """A table of the paper, or None where nothing of it was run in this setting."""
     if source.setting.is_imported:
         return None
-    lines = paper.scored_lines(number)
-    columns = {key: _paper_column(group) for key, group in lines.groupby(["dataset", "our_metric"], sort=False)}
-    picks, numbers, sizes, excused = {}, {}, {}, {}
-    for (row, dataset), own in lines.groupby(["method", "dataset"], sort=False):
-        line = next(own.itertuples())
+    columns, rows = _layout(number)
+    picks, numbers, sizes, excused, complete = {}, {}, {}, {}, set()
+    for (row, dataset), lines in rows.items():
+        line, _ = lines[0]
         cells = paper.cells_of(line, source.by_identity.get((line.our_method, line.our_dataset, line.shots), ()))
         # Runs have all metrics of a dataset, also where the paper leaves a place blank.
-        picks |= {(row, column): cells for (of, _), column in columns.items() if of == dataset}
+        picks |= {(row, column): cells for column in columns[dataset]}
         sizes[row] = paper.size(line)
-        for line in own.itertuples():
-            place = (row, columns[dataset, line.our_metric])
-            numbers[place] = PaperNumber(line.value, line.standard_error, int(line.paper_runs))
-            excused[place] = NOT_RUN.get(line.our_method, "")
+        complete |= {row} if line.ratio_percent == paper.COMPLETE else set()
+        for line, column in lines:
+            numbers[row, column] = PaperNumber(line.value, line.standard_error, int(line.paper_runs))
+            excused[row, column] = NOT_RUN.get(line.our_method, "")
     title = f"Table {number} of Convolution Meets LoRA: {paper.TITLES[number]}"
     note = paper.NOTES.get(number, "")
     return _assemble(
         source, str(number), f"table{number}", title, picks,
-        numbers=numbers, paper_sizes=sizes, excused=excused, note=note,
+        numbers=numbers, paper_sizes=sizes, excused=excused, complete=complete, note=note,
     )  # fmt: skip
+
+
+@cache
+def _layout(number: int) -> tuple[dict[str, list[Column]], dict[tuple[str, str], list[tuple[Any, Column]]]]:
+    """A table's columns by the paper's dataset, and its lines, each with its column, by row and dataset."""
+    grouped: dict[tuple[str, str], list[Any]] = {}
+    for line in paper.scored_lines(number).itertuples():
+        grouped.setdefault((line.dataset, line.our_metric), []).append(line)
+    columns: dict[str, list[Column]] = {}
+    rows: dict[tuple[str, str], list[tuple[Any, Column]]] = {}
+    made = {key: _paper_column(lines) for key, lines in grouped.items()}
+    for (dataset, _), column in made.items():
+        columns.setdefault(dataset, []).append(column)
+    for line in paper.scored_lines(number).itertuples():
+        rows.setdefault((line.method, line.dataset), []).append((line, made[line.dataset, line.our_metric]))
+    return columns, rows
 
 
 def plain_tables(source: Source, *, without: Iterable[Table] = (), only: str | None = None) -> list[Table]:
@@ -68,10 +82,10 @@ def plain_tables(source: Source, *, without: Iterable[Table] = (), only: str | N
     return tables
 
 
-def _paper_column(lines: pd.DataFrame) -> Column:
-    first = lines.iloc[0]
+def _paper_column(lines: Sequence[Any]) -> Column:
+    first = lines[0]
     group, label, better = paper.heading(first)
-    decimals = _decimals(lines["value"])
+    decimals = _decimals(line.value for line in lines)
     return Column(
         group=group,
         data=in_words(first.our_dataset, shots_in_words(first.shots)),
@@ -81,7 +95,7 @@ def _paper_column(lines: pd.DataFrame) -> Column:
         better=better,
         scale=float(first.scale),
         decimals=decimals,
-        error_decimals=_decimals(lines["standard_error"]) or max(2, decimals),
+        error_decimals=_decimals(line.standard_error for line in lines) or max(2, decimals),
     )
 
 
@@ -139,26 +153,27 @@ def _assemble(
     numbers: Mapping[tuple[str, Column], PaperNumber] | None = None,
     paper_sizes: Mapping[str, str] | None = None,
     excused: Mapping[tuple[str, Column], str] | None = None,
+    complete: Collection[str] = (),
     note: str = "",
 ) -> Table | None:
     """The table of ``picks``, or None where none of its cells has a score, or only imported ones beside a setting's.
 
     Args:
         excused: why there is no number of ours where there is none.
+        complete: the rows of models that were trained whole, which stand outside the ranking of what was fine-tuned.
     """
     numbers, paper_sizes, excused = numbers or {}, paper_sizes or {}, excused or {}
-    columns = tuple(dict.fromkeys(column for _, column in picks))
-    entries = {(row, column): Entry() for row, _ in picks for column in columns}
-    for column in columns:
-        own = {row: cells for (row, of), cells in picks.items() if of == column}
+    by_column: dict[Column, dict[str, Sequence[Cell]]] = {}
+    for (row, column), cells in picks.items():
+        by_column.setdefault(column, {})[row] = cells
+    rows = dict.fromkeys(row for row, _ in picks)
+    entries = {(row, column): Entry() for row in rows for column in by_column}
+    for column, own in by_column.items():
         planned = len({cell.seed for cells in own.values() for cell in cells if not cell.imported})
         made = {row: _entry(source, column, cells, planned, numbers.get((row, column))) for row, cells in own.items()}
-        reasons = {row: "" if entry.ours else excused.get((row, column), "") for row, entry in made.items()}
-        printed = {row: round(entry.ours.mean, column.decimals) for row, entry in made.items() if _ranked(entry)}
-        ranks = two_best(printed, better=column.better)
-        entries |= {
-            (row, column): replace(entry, rank=ranks.get(row, 0), not_run=reasons[row]) for row, entry in made.items()
-        }
+        fresh = any(c.state == DONE and not (c.stale or c.imported) for cells in own.values() for c in cells)
+        for row, entry in _placed(made, column, complete, fresh=fresh).items():
+            entries[row, column] = entry if entry.ours else replace(entry, not_run=excused.get((row, column), ""))
     if not any(entry.ours if source.setting.is_imported else _ranked(entry) for entry in entries.values()):
         return None
     cells_of: dict[str, dict[str, Cell]] = {}
@@ -168,13 +183,35 @@ def _assemble(
         name=source.table_name(file_name),
         subject=subject,
         title=title,
-        setting=", ".join([source.setting.describe(), *source.setting.overrides]),
+        setting=source.setting.in_full(),
         protocol=source.protocol,
-        columns=columns,
+        columns=tuple(by_column),
         rows=tuple(Row(row, _size(cells.values()), paper_sizes.get(row, "")) for row, cells in cells_of.items()),
         entries=entries,
         caption=caption.write(source, entries, {row: list(of.values()) for row, of in cells_of.items()}, note=note),
     )
+
+
+def _placed(made: Mapping[str, Entry], column: Column, complete: Collection[str], *, fresh: bool) -> dict[str, Entry]:
+    """The entries of a column with their places.
+
+    A complete model's number has no place, but is marked where it is better than those of all fine-tuned ones: the
+    paper's own way with its domain-specific systems, table 1.
+
+    Args:
+        fresh: some cells of the column are not stale; what holds stale ones then has no place beside them, nor a
+            difference to the paper.
+    """
+    refused = {row for row, entry in made.items() if entry.stale and fresh}
+    ours = {row: round(e.ours.mean, column.decimals) for row, e in made.items() if _ranked(e) and row not in refused}
+    papers = {row: float(entry.paper.value) for row, entry in made.items() if entry.paper}
+    ranks = two_best({row: value for row, value in ours.items() if row not in complete}, better=column.better)
+    above, paper_above = (above_all(values, complete, better=column.better) for values in (ours, papers))
+    placed = {}
+    for row, entry in made.items():
+        places = {"rank": ranks.get(row, 0), "above": row in above, "paper_above": row in paper_above}
+        placed[row] = replace(entry, **places, **({"difference": None, "spread": ""} if row in refused else {}))
+    return placed
 
 
 def _ranked(entry: Entry) -> bool:
@@ -190,8 +227,9 @@ def _entry(source: Source, column: Column, cells: Sequence[Cell], planned: int, 
         return Entry(paper=number)
     imported = used[0].imported
     ours = summarise([scores[cell.id] * column.scale for cell in used])
-    apart = imported or any(cell.partial for cell in used)
+    apart = imported or any(cell.partial for cell in used) or agreement.other_data(used, column.test_set)
     comparable = number and not (apart or source.setting.departures(source.protocol))
+    difference = ours.mean - float(number.value) if comparable else None
     return Entry(
         ours=ours,
         cells=tuple(cell.id for cell in used),
@@ -200,7 +238,8 @@ def _entry(source: Source, column: Column, cells: Sequence[Cell], planned: int, 
         stale=any(cell.stale for cell in used),
         imported=imported,
         paper=number,
-        difference=ours.mean - float(number.value) if comparable else None,
+        difference=difference,
+        spread=agreement.verdict(ours, number, difference) if comparable else "",
     )
 
 

@@ -7,8 +7,11 @@ from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
+from analysis.agreement import NO_SPREAD, OUTSIDE, WITHIN, other_data
 from analysis.layout import Caption, Column, Entry
+from analysis.mixing import CHECKPOINT, other_code
 from analysis.results import DONE
+from analysis.setting import Setting
 from analysis.source import Cell, Source
 
 DAGGER = "†"
@@ -36,13 +39,19 @@ def write(
         _regime(source),
         _numbers(entries),
         _comparison(source, entries, used),
+        _spread(entries),
         _images(all_used, entries),
     ]
     notes = [
-        *_stale(used, cells_of), *_imported(source, shown, cells_of), *_unfinished(cells_of), *_not_run(entries),
+        *_no_spread(entries), *_stale(used, cells_of), *_imported(source, shown, cells_of), *_twins(source, shown),
+        *_unfinished(cells_of), *_not_run(entries),
+    ]  # fmt: skip
+    datasets = {column.data for _, column in entries}
+    warnings = [
+        *_random(used), *_partial(source, used), *_copies(source, datasets), *_code(used, cells_of), *_caveats(used),
     ]  # fmt: skip
     return Caption(
-        warnings=tuple([*_random(used), *_partial(source, used), *_caveats(used)]),
+        warnings=tuple(warnings),
         text=" ".join(sentence for sentence in sentences if sentence),
         notes=tuple([note, *notes] if note else notes),
     )
@@ -75,17 +84,45 @@ def _numbers(entries: Mapping[tuple[str, Column], Entry]) -> str:
         parts.append("(n=) where fewer runs are done than planned or behind the paper's number")
     if any(entry.rank for entry in run):
         parts.append("best of ours bold, second best underlined")
+    if any(entry.above or entry.paper_above for entry in entries.values()):
+        parts.append(
+            "a model trained whole has no place and is underlined where better than all fine-tuned ones, "
+            "the paper's among the paper's and ours among ours"
+        )
     return "; ".join(parts) + "."
 
 
 def _comparison(source: Source, entries: Mapping[tuple[str, Column], Entry], used: Sequence[Cell]) -> str:
+    """Whether a difference to the paper is printed, and for what it is not."""
+    known = {cell.id: cell for cell in used}
+    beside = [(column, entry) for (_, column), entry in entries.items() if entry.paper and entry.ours]
     if not any(entry.paper for entry in entries.values()):
         return ""
+    data = dict.fromkeys(
+        said
+        for column, entry in beside
+        for said in other_data([known[cell] for cell in entry.cells if cell in known], column.test_set)
+    )
     departures = source.setting.departures(source.protocol)
     if departures:
-        return f"No difference to the paper is printed, for the setting is another: {'; '.join(departures)}."
-    partial = any(cell.partial for cell in used)
-    return f"Difference: ours minus the paper's{', not printed for partial data' if partial else ''}."
+        return f"No difference to the paper is printed, for the setting is another: {'; '.join([*departures, *data])}."
+    unlike = ["partial data"] if any(cell.partial for cell in used) else []
+    unlike += [f"another number of images, {', '.join(data)}"] if data else []
+    return f"Difference: ours minus the paper's{', not printed for ' if unlike else ''}{' and '.join(unlike)}."
+
+
+def _spread(entries: Mapping[tuple[str, Column], Entry]) -> str:
+    """By what rule a number of ours lies within the paper's spread."""
+    judged = [entry for entry in entries.values() if entry.spread in (WITHIN, OUTSIDE)]
+    if not judged:
+        return ""
+    text = (
+        f"It is {WITHIN} the paper's spread up to two standard errors of the difference and the rounding of the "
+        f"paper's last digit, else {OUTSIDE}, as one in nine of equal means of three runs is"
+    )
+    if any(entry.ours.n == 1 for entry in judged):
+        text += "; a single run of ours is taken to scatter like one of the paper's"
+    return f"{text}."
 
 
 def _images(used: Sequence[Cell], entries: Mapping[tuple[str, Column], Entry]) -> str:
@@ -98,6 +135,18 @@ def _images(used: Sequence[Cell], entries: Mapping[tuple[str, Column], Entry]) -
                 counts.setdefault(f"{cell.dataset}/{column.test_set}", set()).add(cell.images[column.test_set])
     parts = [f"{name} {'-'.join(str(n) for n in sorted({min(ns), max(ns)}))}" for name, ns in counts.items()]
     return f"Test images: {', '.join(parts)}." if parts else ""
+
+
+def _no_spread(entries: Mapping[tuple[str, Column], Entry]) -> Iterator[str]:
+    lacking: dict[str, list[str]] = {}
+    for (row, column), entry in entries.items():
+        if entry.spread == NO_SPREAD:
+            lacking.setdefault(row, []).append(f"{column.group} {column.label}")
+    if lacking:
+        judged = {row for (row, _), entry in entries.items() if entry.spread in (WITHIN, OUTSIDE)}
+        rows = [f"{row} ({', '.join(columns)})" if row in judged else row for row, columns in lacking.items()]
+        said = f"{NO_SPREAD.capitalize()} in the paper (0 is none), so neither {WITHIN} nor {OUTSIDE}"
+        yield f"{said}: {', '.join(rows)}."
 
 
 def _random(used: Sequence[Cell]) -> Iterator[str]:
@@ -114,6 +163,47 @@ def _partial(source: Source, used: Sequence[Cell]) -> Iterator[str]:
     parts = [f"{data} trained on {n} of {available} images" for data, n, available in sorted(counts)]
     if parts or limits:
         yield f"PARTIAL DATA: {'; '.join([*parts, *limits])}."
+
+
+def _copies(source: Source, datasets: Collection[str]) -> Iterator[str]:
+    """Which other copies of the data, or of the checkpoint, other tables are of, and whose cells these are."""
+    here = source.setting.made_from
+    others: dict[str, dict[str, list[Cell]]] = {}
+    for cell in source.elsewhere:
+        for name, copy in Setting(cell.setting).made_from.items():
+            if name in (CHECKPOINT, cell.data) and name in {CHECKPOINT, *datasets} and here.get(name) != copy:
+                others.setdefault(name, {}).setdefault(copy, []).append(cell)
+    for name, copies in sorted(others.items()):
+        kind = "CHECKPOINT" if name == CHECKPOINT else "DATA"
+        named = source.setting.values["checkpoint"] if name == CHECKPOINT else name
+        there = "; ".join(f"{copy}: {_seeds(cells)}" for copy, cells in sorted(copies.items()))
+        yield (
+            f"MIXED {kind}: the results are of several copies of {named}, each in tables of its own. "
+            f"Here: {here.get(name, 'none')}. Elsewhere: {there}."
+        )
+
+
+def _code(used: Sequence[Cell], cells_of: Mapping[str, Sequence[Cell]]) -> Iterator[str]:
+    """Which cells were made by other source code than most."""
+    odd = other_code(used)
+    where = _Places()
+    for row, data, cells in _places(cells_of):
+        seeds: dict[str, list[int]] = {}
+        for cell in cells:
+            if cell.id in odd:
+                seeds.setdefault(", ".join(odd[cell.id]), []).append(cell.seed)
+        for pieces, own in seeds.items():
+            where.add(f"{pieces} of seed {', '.join(map(str, sorted(own)))}", row, data)
+    if where:
+        yield f"MIXED CODE: not made by the source code of the other cells: {where}."
+
+
+def _seeds(cells: Sequence[Cell]) -> str:
+    """The rows of some cells, each with its seeds."""
+    rows: dict[str, list[int]] = {}
+    for cell in sorted(cells, key=lambda cell: (cell.row, cell.seed)):
+        rows.setdefault(cell.row, []).append(cell.seed)
+    return ", ".join(f"{row} seed {', '.join(map(str, seeds))}" for row, seeds in rows.items())
 
 
 def _caveats(used: Sequence[Cell]) -> Iterator[str]:
@@ -136,7 +226,8 @@ def _stale(used: Sequence[Cell], cells_of: Mapping[str, Sequence[Cell]]) -> Iter
         if seeds:
             where.add(f"seed {', '.join(map(str, seeds))}", row, data)
     yield (
-        f"{DAGGER} Stale, made before a change of {', '.join(changed)}: {where}. "
+        f"{DAGGER} Stale, made before a change of {', '.join(changed)}: {where}. Where a column has fresh "
+        "cells too, they have no place and no difference to the paper. "
         "To run them again: python -m bench.run with --rerun stale."
     )
 
@@ -150,6 +241,12 @@ def _imported(source: Source, shown: Collection[str], cells_of: Mapping[str, Seq
                     where.add(_made(made[source.protocol]), row, f"{data}/{test_set}")
     if where:
         yield f"{DOUBLE_DAGGER} Imported: scores of maps made elsewhere, in no ranking: {where}."
+
+
+def _twins(source: Source, shown: Collection[str]) -> Iterator[str]:
+    said = [f"{twin.id} (as {used.id})" for used, twin in source.twins if used.id in shown]
+    if said:
+        yield f"Duplicates, the same training a second time and in no number: {', '.join(said)}."
 
 
 def _made(provenance: Mapping[str, Any]) -> str:

@@ -8,7 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from analysis.layout import Column, Row, Table, cut
-from analysis.render import SIZE_HEADING, difference, heading, paper_pieces, pieces
+from analysis.render import (
+    SIZE_HEADING,
+    difference,
+    emphasis,
+    heading,
+    paper_emphasis,
+    paper_pieces,
+    pieces,
+    spread,
+)
 
 MOST_COLUMNS = 8
 _SPECIAL = {
@@ -76,16 +85,21 @@ def _lines(table: Table, row: Row, columns: list[Column]) -> Iterator[str]:
     entries = [table.entries[row.label, column] for column in columns]
     own = []
     for entry, column in zip(entries, columns, strict=True):
-        text = escape("".join(pieces(entry, column)))
-        own.append({1: f"\\textbf{{{text}}}", 2: f"\\underline{{{text}}}"}.get(entry.rank, text))
+        own.append(_emphasise("".join(pieces(entry, column)), emphasis(entry)))
     yield " & ".join([escape(row.label), *_size(table, row.size), *own]) + r" \\"
     if not table.has_paper:
         return
     theirs = []
     for entry, column in zip(entries, columns, strict=True):
-        delta = difference(entry, column)
-        theirs.append(escape("".join(paper_pieces(entry))) + (f" (${delta}$)" if delta else ""))
+        number = _emphasise("".join(paper_pieces(entry)), paper_emphasis(entry))
+        told = [f"${delta}$" if (delta := difference(entry, column)) else "", spread(entry)]
+        theirs.append(number + (f" ({', '.join(filter(None, told))})" if any(told) else ""))
     yield " & ".join([r"\quad\textit{paper}", *_size(table, row.paper_size), *theirs]) + r" \\"
+
+
+def _emphasise(text: str, how: str) -> str:
+    command = {"bold": "\\textbf", "underline": "\\underline", "": ""}[how]
+    return f"{command}{{{escape(text)}}}" if command else escape(text)
 
 
 def _size(table: Table, text: str) -> list[str]:

@@ -42,7 +42,9 @@ class Entry:
         below_plan: fewer runs are done than were planned or stand behind the paper's number.
         imported: the number is of maps made elsewhere: never ranked, and never compared with the paper's.
         rank: 1 for the best and 2 for the second best of our column, else 0.
+        above: ours is of a complete model, and better than every fine-tuned one of ours; ``paper_above`` likewise.
         difference: ours minus the paper's; None where the two may not be compared.
+        spread: "within" or "outside" that of the paper's number, or "no spread printed"; empty without a difference.
         not_run: why there is no number of ours and will be none; empty where one is there or to come.
     """
 
@@ -53,8 +55,11 @@ class Entry:
     stale: bool = False
     imported: bool = False
     rank: int = 0
+    above: bool = False
     paper: PaperNumber | None = None
+    paper_above: bool = False
     difference: float | None = None
+    spread: str = ""
     not_run: str = ""
 
 

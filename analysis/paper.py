@@ -35,6 +35,9 @@ TITLES = {
 }
 """The tables of scores, with their subject."""
 
+COMPLETE = "100"
+"""The percentage of trained parameters of what is trained whole: domain-specific systems, and SAM from scratch."""
+
 SPEED_PREFIX = "speed:"
 """What begins our name of a figure that is measured, not scored."""
 
@@ -116,7 +119,7 @@ def lines_of(number: int) -> pd.DataFrame:
     """The lines of one table, in the paper's order: complete models stand above what is fine-tuned."""
     paper = read_paper()
     lines = paper[paper["table"] == str(number)]
-    return lines.sort_values("ratio_percent", key=lambda ratio: ratio != "100", kind="stable")
+    return lines.sort_values("ratio_percent", key=lambda ratio: ratio != COMPLETE, kind="stable")
 
 
 def scored_lines(number: int) -> pd.DataFrame:

@@ -6,6 +6,7 @@ import csv
 import io
 from collections.abc import Iterable, Sequence
 
+from analysis.agreement import OUTSIDE, WITHIN
 from analysis.caption import DAGGER, DOUBLE_DAGGER
 from analysis.layout import Column, Entry, Table, cut
 
@@ -13,9 +14,10 @@ ARROWS = {"higher": " ↑", "lower": " ↓", "": ""}
 MOST_NUMBERS = 15
 SIZE_HEADING = "Params (M) / %"
 NOT_RUN = "not run"
+_EMPHASIS = {"bold": "**{}**", "underline": "<u>{}</u>", "": "{}"}
 CSV_COLUMNS = (
     "table", "setting", "protocol", "row", "dataset", "test_set", "metric", "mean", "standard_error", "n", "seeds",
-    "paper_value", "paper_standard_error", "difference", "imported", "not_run",
+    "paper_value", "paper_standard_error", "difference", "spread", "imported", "not_run",
 )  # fmt: skip
 
 
@@ -50,6 +52,21 @@ def difference(entry: Entry, column: Column) -> str:
     return f"{round(entry.difference, column.decimals) + 0.0:+.{column.decimals}f}"
 
 
+def spread(entry: Entry) -> str:
+    """Whether ours lies within or outside the paper's spread; empty where it prints none, which a note says."""
+    return entry.spread if entry.spread in (WITHIN, OUTSIDE) else ""
+
+
+def emphasis(entry: Entry) -> str:
+    """How our number is printed: "bold", "underline" or plainly, ""."""
+    return "bold" if entry.rank == 1 else "underline" if entry.rank == 2 or entry.above else ""
+
+
+def paper_emphasis(entry: Entry) -> str:
+    """How the paper's number is printed."""
+    return "underline" if entry.paper_above else ""
+
+
 def heading(column: Column) -> str:
     """The metric and the direction in which it is better."""
     return column.label + ARROWS[column.better]
@@ -81,7 +98,7 @@ def long_csv(table: Table) -> str:
                 *((run.mean, run.standard_error, run.n) if run else (None, None, None)),
                 " ".join(str(seed) for seed in entry.seeds),
                 *((entry.paper.value, entry.paper.standard_error) if entry.paper else (None, None)),
-                entry.difference, "yes" if entry.imported else None, entry.not_run or None,
+                entry.difference, entry.spread or None, "yes" if entry.imported else None, entry.not_run or None,
             ))  # fmt: skip
     return text.getvalue()
 
@@ -98,14 +115,10 @@ def _markdown_rows(table: Table, columns: Sequence[Column]) -> Iterable[list[str
         cells = [escape(row.label), *([row.size, *([row.paper_size] if paper else [])] if sizes else [])]
         for column in columns:
             entry = table.entries[row.label, column]
-            cells.append(_emphasise("".join(pieces(entry, column)), entry.rank))
-            cells += ["".join(paper_pieces(entry))] if paper else []
-            cells += [difference(entry, column)] if diff else []
+            cells.append(_EMPHASIS[emphasis(entry)].format("".join(pieces(entry, column))))
+            cells += [_EMPHASIS[paper_emphasis(entry)].format("".join(paper_pieces(entry)))] if paper else []
+            cells += [f"{difference(entry, column)} {spread(entry)}".rstrip()] if diff else []
         yield cells
-
-
-def _emphasise(text: str, rank: int) -> str:
-    return {1: f"**{text}**", 2: f"<u>{text}</u>"}.get(rank, text)
 
 
 def escape(text: str) -> str:

@@ -27,7 +27,7 @@ CELL_COLUMNS = (
     "id", "state", "kind", "seed", "setting", "method", "method_version", "parameters", "resolved_parameters",
     "dataset", "dataset_version", "dataset_parameters", "shots", "title", "stale", "random_backbone",
     "trainable", "total", "train_images", "train_images_available", "images", "dataset_metrics",
-    "imported", "provenance", "caveats",
+    "imported", "provenance", "caveats", "evidence",
 )  # fmt: skip
 SCORE_COLUMNS = ("id", "test_set", "protocol", "metric", "value")
 
@@ -54,8 +54,8 @@ class Results:
 
     ``cells`` has the columns ``CELL_COLUMNS`` and ``old_method`` and ``old_dataset``: a newer version of the cell's
     method or dataset is among the cells. A version is a tuple: a composed method has that of each of its parts. Those
-    after ``stale`` are filled for done accuracy cells only, but for ``imported``: a cell that was not trained here,
-    which has a ``provenance`` and neither versions nor counts.
+    after ``stale`` are filled for done accuracy cells only, but for ``evidence`` and ``imported``: a cell that was not
+    trained here, which has a ``provenance`` and neither versions nor counts nor evidence.
     ``scores`` has ``SCORE_COLUMNS`` and holds the finite scores of done cells, as fractions; ``metrics`` says how each
     is printed. The IoU of a class is a metric of its own, ``iou:<class>``.
     ``skipped`` has a line for each thing that could not be used.
@@ -146,6 +146,7 @@ def _read_cell(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "title": dataset["name"],
         "stale": tuple(status.get("stale") or ()),
         "imported": imported,
+        "evidence": _evidence(record),
     }
     if status["state"] != DONE or spec["kind"] != "accuracy":
         return cell, {}
@@ -167,6 +168,14 @@ def _read_cell(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         "train_images_available": result["training"]["train_images_available"],
     }
     return cell, result
+
+
+def _evidence(record: dict[str, Any]) -> dict[str, Any]:
+    """What the cell was made from; empty for an imported one."""
+    evidence = record.get("evidence") or {}
+    if not isinstance(evidence, dict) or not all(isinstance(evidence.get(k, {}), dict) for k in ("images", "source")):
+        raise ValueError("cell.json has evidence, or images or source of it, that is no object")
+    return evidence
 
 
 def _version(plugin: dict[str, Any]) -> tuple[int, ...]:

@@ -19,6 +19,8 @@ from analysis.results import SETTING_KEYS, canonical
 NO_CHECKPOINT = "none"
 PAPER = {"backbone": "vit_h", "checkpoint": "sam_vit_h_4b8939.pth", "image_size": 1024}
 PAPER_PROTOCOL = "paper"
+MADE_FROM = "made_from"
+"""Under what a setting says which of several copies its cells were made from (:mod:`analysis.mixing`)."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +45,18 @@ class Setting:
             return []
         regime = self.values["regime"]
         changed = {key: value for key, value in regime.items() if key != "version"}
-        changed |= {key: value for key, value in self.values.items() if key not in SETTING_KEYS}
+        changed |= {key: value for key, value in self.values.items() if key not in (*SETTING_KEYS, MADE_FROM)}
         return assignments(changed)
+
+    @cached_property
+    def made_from(self) -> dict[str, str]:
+        """The copy behind the cells, by name, of each dataset and checkpoint of which the results have several."""
+        return self.values.get(MADE_FROM, {})
+
+    @cached_property
+    def named(self) -> str:
+        """The setting as its cells name it, whatever the copies behind the names."""
+        return canonical({key: value for key, value in self.values.items() if key != MADE_FROM})
 
     @cached_property
     def is_random(self) -> bool:
@@ -59,6 +71,11 @@ class Setting:
         version = values["regime"].get("version", 1)
         regime = [] if version == 1 else [f"regime version {version}"]
         return ", ".join([values["backbone"], weights, f"{values['image_size']} px", values["precision"], *regime])
+
+    def in_full(self) -> str:
+        """All that tells the setting from others, in words."""
+        copies = [f"{name} of {copy}" for name, copy in self.made_from.items()]
+        return ", ".join([self.describe(), *self.overrides, *copies])
 
     def slug(self) -> str:
         """A part of a file name, readable, and different for different settings.
@@ -87,6 +104,7 @@ class Setting:
         ]
         if self.overrides:
             found.append(f"changed from the default: {', '.join(self.overrides)}")
+        found += [f"{name} of {copy}, one of several" for name, copy in self.made_from.items()]
         if protocol != PAPER_PROTOCOL:
             found.append(f"protocol {protocol} (the paper: {PAPER_PROTOCOL})")
         return found

@@ -6,7 +6,7 @@ The paper runs each method three times and reports "the average values and the s
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Collection, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -45,3 +45,33 @@ def two_best(values: Mapping[Key, float], *, better: str) -> dict[Key, int]:
     if len(places) < 2 or better not in ("higher", "lower"):
         return {}
     return {key: places.index(value) + 1 for key, value in values.items() if value in places}
+
+
+def above_all(values: Mapping[Key, float], apart: Collection[Key], *, better: str) -> set[Key]:
+    """Those of ``apart`` whose value is better than every value of the others; none where there is no other.
+
+    Args:
+        better: "higher" or "lower".
+    """
+    others = [value for key, value in values.items() if key not in apart]
+    if not others or better not in ("higher", "lower"):
+        return set()
+    sign = 1 if better == "higher" else -1
+    best = max(sign * value for value in others)
+    return {key for key, value in values.items() if key in apart and sign * value > best}
+
+
+def is_within(difference: float, *, error: float, runs: int, own_error: float | None, rounding: float) -> bool:
+    """Whether a mean of ours lies within the spread of a printed one: at most two standard errors of their difference.
+
+    With three runs each, of which all scatter alike, one equal pair in nine lies outside: the difference over its error
+    follows Student's t with four degrees of freedom.
+
+    Args:
+        difference: ours minus the printed mean.
+        error: the printed standard error, of the mean of ``runs`` runs.
+        own_error: ours; None for a single run, which is taken to scatter like a single one of theirs.
+        rounding: how much the printed mean may have been rounded by, which is allowed for.
+    """
+    own = error * math.sqrt(runs) if own_error is None else own_error
+    return abs(difference) <= 2 * math.hypot(error, own) + rounding + 1e-9

@@ -1,7 +1,8 @@
 """``python -m analysis.tables``: the tables of the paper, and plain ones, made again from the results.
 
 A table is a pure function of the files in ``results/cells`` and ``results/probe``: no time, no host and no order of
-folders enters it. ``--ledger`` needs no results: it shows what the paper's own numbers disagree about.
+folders enters it. ``--check`` writes nothing and tells whether the tables of a folder are still those that the results
+give. ``--ledger`` needs no results: it shows what the paper's own numbers disagree about.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from analysis import probe, speed_tables, terminal
+from analysis import committed, probe, speed_tables, terminal
 from analysis.building import paper_table, plain_tables
 from analysis.latex import latex
 from analysis.layout import Table
@@ -22,6 +23,7 @@ from analysis.ledger import book
 from analysis.paper import TITLES, own_rows
 from analysis.render import long_csv, markdown
 from analysis.results import NoResults, Results, next_command, read_results
+from analysis.setting import PAPER_PROTOCOL
 from analysis.source import sources
 from analysis.speed import read_measurements
 
@@ -29,7 +31,7 @@ FORMATS: dict[str, Callable[[Table], str]] = {"md": markdown, "csv": long_csv, "
 SPEED_TABLES = {str(number) for number in speed_tables.TITLES}
 PROBE_TABLE = str(probe.NUMBER)
 _NUMBERS = sorted({PROBE_TABLE, *map(str, TITLES), *SPEED_TABLES}, key=int)
-PROTOCOLS = ("paper", "literature")
+PROTOCOLS = (PAPER_PROTOCOL, "literature")
 
 
 def make_tables(results: Results, *, protocol: str = "paper", wanted: Sequence[str] = ()) -> list[Table]:
@@ -52,22 +54,28 @@ def make_tables(results: Results, *, protocol: str = "paper", wanted: Sequence[s
     return tables
 
 
+def texts(tables: Sequence[Table], formats: Sequence[str]) -> dict[str, str]:
+    """Each table in each format, by the name of its file: ``<name>.<format>``."""
+    return {f"{table.name}.{ending}": FORMATS[ending](table) for table in tables for ending in formats}
+
+
 def write_tables(tables: Sequence[Table], folder: Path, formats: Sequence[str]) -> None:
-    """Writes each table in each format to ``folder / "<name>.<format>"``."""
+    """Writes each table in each format into ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    for table in tables:
-        for ending in formats:
-            text = FORMATS[ending](table)
-            (folder / f"{table.name}.{ending}").write_text(text, encoding="utf-8", newline="\n")
+    for name, text in texts(tables, formats).items():
+        (folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Prints the tables and writes them; the exit code is 2 where there is nothing to show."""
+    """Prints the tables and writes them; the exit code is 2 where there is nothing to show.
+
+    With ``--check`` it is 1 where a table of the folder is not what the results give.
+    """
     options = _parser().parse_args(arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an ASCII terminal shows "?" for "±" rather than a traceback
     console = Console(highlight=False)
-    folder, formats = options.out or options.results / "tables", options.format or list(FORMATS)
+    folder, formats = _folder(options), options.format or list(FORMATS)
     try:
         if options.ledger:
             findings = book.ledger()
@@ -75,6 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             console.print(f"wrote {book.write(findings, folder)}", soft_wrap=True, markup=False)
             return 0
         tables = _tables(options)
+        if options.check:
+            return _check(options, tables, formats)
         for table in tables:
             terminal.show(table, console)
         write_tables(tables, folder, formats)
@@ -111,6 +121,41 @@ def _tables(options: argparse.Namespace) -> list[Table]:
     return tables
 
 
+def _folder(options: argparse.Namespace) -> Path:
+    """Where the tables are written, or lie to be checked."""
+    asked = options.check if isinstance(options.check, Path) else options.out
+    return asked or options.results / "tables"
+
+
+def _check(options: argparse.Namespace, tables: Sequence[Table], formats: Sequence[str]) -> int:
+    """Prints what in the folder is not as ``tables``; 1 if anything is not.
+
+    A superfluous file is found where all tables were asked for, among those of the protocol.
+    """
+    folder, expected = _folder(options), texts(tables, formats)
+    others = tuple(f"-{other}" for other in PROTOCOLS if other not in (PAPER_PROTOCOL, options.protocol))
+
+    def belongs(name: str) -> bool:
+        stem, _, ending = name.rpartition(".")
+        of_protocol = options.protocol == PAPER_PROTOCOL or stem.endswith(f"-{options.protocol}")
+        known = ending in formats and of_protocol and not stem.endswith(others)
+        return known and name != book.NAME and not options.table
+
+    found = committed.disagreements(expected, folder, belongs)
+    for line in found:
+        print(line)
+    files = f"{len(expected)} file{'' if len(expected) == 1 else 's'} of tables"
+    if not found:
+        print(f"{files} in {folder} are what {options.results} gives")
+        return 0
+    protocol = "" if options.protocol == PAPER_PROTOCOL else f" --protocol {options.protocol}"
+    print(
+        f"{len(found)} in {folder} not as {options.results} gives them ({files}). "
+        f"Next: python -m analysis.tables --results {options.results} --out {folder}{protocol}"
+    )
+    return 1
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m analysis.tables", description="Make the tables from the results.")
     parser.add_argument("--results", type=Path, default=Path("results"), help="the results folder (default: results)")
@@ -121,7 +166,12 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     parser.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="how it was scored (default: paper)")
     parser.add_argument("--format", action="append", choices=list(FORMATS), help="may be repeated (default: all)")
-    parser.add_argument(
+    instead = parser.add_mutually_exclusive_group()
+    instead.add_argument(
+        "--check", nargs="?", type=Path, const=True, metavar="FOLDER",
+        help="write nothing; exit with 1 if the tables in FOLDER (default: OUT) are not what the results give",
+    )  # fmt: skip
+    instead.add_argument(
         "--ledger", action="store_true", help="show what the paper's own numbers disagree about, and write ledger.md"
     )
     return parser

@@ -13,9 +13,18 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from analysis.layout import Column, Entry, Row, Table
-from analysis.render import NOT_RUN, SIZE_HEADING, difference, heading, paper_pieces, pieces
+from analysis.render import (
+    NOT_RUN,
+    SIZE_HEADING,
+    difference,
+    emphasis,
+    heading,
+    paper_emphasis,
+    paper_pieces,
+    pieces,
+    spread,
+)
 
-_STYLES = {1: "bold", 2: "underline"}
 _GAP = 2
 _LONGEST_NAME = 32
 _LINES = {"paper": "  paper", "difference": "  difference"}
@@ -127,7 +136,7 @@ def _pieces(table: Table, column: Column) -> dict[tuple[str, str], tuple[str, st
         entry = table.entries[row.label, column]
         parts[row.label, "ours"] = pieces(entry, column)
         parts[row.label, "paper"] = (*paper_pieces(entry), "")
-        parts[row.label, "difference"] = (difference(entry, column), "", "")
+        parts[row.label, "difference"] = (difference(entry, column), f" {spread(entry)}".rstrip(), "")
     return parts
 
 
@@ -146,6 +155,6 @@ def _aligned(table: Table, column: Column) -> tuple[list[str], dict[tuple[str, s
 def _styled(text: str, entry: Entry, kind: str) -> Text:
     """Marks the number of the best and the second best, not the blanks around it."""
     styled = Text(text)
-    style = _STYLES.get(entry.rank, "") if kind == "ours" else ""
+    style = {"ours": emphasis, "paper": paper_emphasis}.get(kind, lambda entry: "")(entry)
     styled.stylize(style, len(text) - len(text.lstrip()), len(text.rstrip()))
     return styled

@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+from analysis.agreement import IMAGES
+
 METRICS = {
     "iou": {"label": "IoU", "better": "higher"},
     "t_jaccard": {"label": "T-Jaccard", "better": "higher"},
@@ -35,7 +37,7 @@ DEFAULTS = {
 
 
 class ResultsFolder:
-    """Writes cells below ``path / "cells"``; every argument has the paper's setting as default."""
+    """Writes cells below ``path / "cells"``; the defaults are the paper's setting and numbers of images."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -57,15 +59,19 @@ class ResultsFolder:
         version: int | list[int] = 1,
         dataset_version: int = 1,
         regime: Mapping[str, Any] | None = None,
-        train_images: int = 2000,
-        train_images_available: int = 2000,
+        train_images: int | None = None,
+        train_images_available: int | None = None,
         dataset_metrics: tuple[str, ...] | None = None,
         protocol: str = "paper",
         random_backbone: bool = False,
+        images: int | None = None,
+        evidence: Mapping[str, Any] | None = None,
         **setting: Any,
     ) -> Path:
         """One cell's folder; it has the same scores on each of its test sets."""
         parameters, scores = dict(parameters or {}), dict(scores or {"iou": 0.5})
+        papers = IMAGES.get(dataset, {})
+        train_images_available = train_images_available or papers.get("train", 2000)
         spec = {
             "kind": "accuracy",
             "method": {"name": method, "version": version, "parameters": parameters},
@@ -85,7 +91,7 @@ class ResultsFolder:
         name = f"{dataset}-{method}-s{seed}-{digest}"
         folder = self.path / "cells" / name
         folder.mkdir(parents=True)
-        self.write(folder / "cell.json", {"id": name, "spec": spec, "evidence": {}})
+        self.write(folder / "cell.json", {"id": name, "spec": spec, "evidence": dict(evidence or {})})
         status = {"state": state, "reason": None, "attempt": 1, "stale": list(stale), "updated": "2026-01-02T03:04:05"}
         self.write(folder / "status.json", status)
         if state == "done":
@@ -93,9 +99,12 @@ class ResultsFolder:
             result["random_backbone"] |= random_backbone
             result["classes"] = list(classes)
             result["dataset_metrics"] = list(scores if dataset_metrics is None else dataset_metrics)
+            result["images"] = {test_set: images or papers.get(test_set, 600) for test_set in test_sets}
             result["training"] = {
-                "train_images": train_images, "train_images_available": train_images_available, "seconds": 1.0,
-            }  # fmt: skip
+                "train_images": train_images or train_images_available,
+                "train_images_available": train_images_available,
+                "seconds": 1.0,
+            }
             result["evaluation"] = {"seconds": 2.0}
             result["environment"] = {
                 "device": "abacus", "threads": 1, "commit": "0123456789abcdef", "dirty": False,
@@ -153,7 +162,6 @@ class ResultsFolder:
             "id": name,
             "resolved": {"method": resolved, "dataset": {"name": dataset, "title": dataset.upper()}},
             "scores": {test_set: {protocol: scores} for test_set in test_sets},
-            "images": dict.fromkeys(test_sets, 600),
             "parameters": {"trainable": 4_020_096, "total": 641_090_000},
             "environment": {"device": "cpu"},
             "random_backbone": spec["checkpoint"] == "none",

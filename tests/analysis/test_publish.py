@@ -1,14 +1,13 @@
-"""Publishing and drawing: facts of the files alone, the same to the byte; and what the repository publishes."""
+"""Publishing: facts of the files alone, the same to the byte; and what the repository publishes."""
 
 from __future__ import annotations
 
 import json
-import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 
 import pytest
 
-from analysis import figures, publish
+from analysis import publish
 from analysis.results import read_results
 from analysis.tables import FORMATS, make_tables, write_tables
 
@@ -51,25 +50,6 @@ def test_nothing_to_publish(tmp_path, capsys):
     assert publish.main(["mine", "--results", str(tmp_path), "--to", str(tmp_path / "to")]) == 2
     assert "no cell has run yet" in capsys.readouterr().err
     assert not (tmp_path / "to").exists()
-
-
-def test_a_figure_has_a_dot_for_every_run(filled, tmp_path, capsys):
-    assert figures.main(["--results", str(filled), "--out", str(tmp_path)]) == 0
-    (path,) = tmp_path.glob("*.svg")
-    assert path.name == "isic2017-vit_h-1024-bf16-test-iou.svg"
-    drawing = ElementTree.parse(path).getroot()
-    texts = ["".join(text.itertext()) for text in drawing.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"decoder_only", "lora", "conv_lora"} <= set(texts) and "lst" not in texts
-    assert any(text.startswith("IoU ↑") for text in texts) and any("vit_h" in text for text in texts)
-    # The three runs of a method are one line of markers, drawn by reference.
-    dots = [use for use in drawing.iter("{http://www.w3.org/2000/svg}use") if figures.DOTS in (use.get("style") or "")]
-    assert len(dots) == 9
-
-
-def test_one_method_is_no_comparison(folder, tmp_path, capsys):
-    folder.add()
-    assert figures.main(["--results", str(folder.path), "--out", str(tmp_path / "figures")]) == 2
-    assert "nothing to compare" in capsys.readouterr().err and not (tmp_path / "figures").exists()
 
 
 @pytest.mark.parametrize("name", sorted(path.name for path in PUBLISHED.iterdir()) if PUBLISHED.is_dir() else [])

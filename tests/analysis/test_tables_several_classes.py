@@ -55,8 +55,8 @@ def add(folder, method: str, data: str, rank: int, shots: int | None, seed: int,
     scores["iou"] = [score(*key, f"iou:{name}") for name in CLASSES[data]]
     folder.add(
         method=method, dataset=data, seed=seed, shots=shots, parameters={"rank": rank} if rank else None,
-        classes=CLASSES[data], test_sets=TEST_SETS[data], scores=scores, train_images=11 * (shots or 100),
-        **{"dataset_metrics": metrics, "train_images_available": 11 * 100} | more,
+        classes=CLASSES[data], test_sets=TEST_SETS[data], scores=scores,
+        **{"dataset_metrics": metrics, "train_images": 11 * shots if shots else None} | more,
     )  # fmt: skip
 
 
@@ -144,12 +144,12 @@ def test_few_shot_cells_are_whole_and_of_the_same_setting(folder, tables) -> Non
     assert {cell.partial for cell in source.cells if cell.shots} == {False}
     assert tables[15].caption.warnings == ()
     assert "Regime: the default of each dataset." in tables[15].caption.text
-    assert "Test images: trans10k_v2/test 600." in tables[15].caption.text
+    assert "Test images: trans10k_v2/test 4428." in tables[15].caption.text
 
 
 def test_a_set_that_is_not_few_shot_is_partial(folder) -> None:
-    add(folder, "lora", "trans10k_v2", 0, None, 0, train_images_available=5000)
-    add(folder, "lora", "trans10k_v2", 0, 4, 0, train_images_available=5000)
+    add(folder, "lora", "trans10k_v2", 0, None, 0, train_images=1100)
+    add(folder, "lora", "trans10k_v2", 0, 4, 0)
     warnings = {table.subject: table.caption.warnings for table in make_tables(read_results(folder.path))}
     partial = ("PARTIAL DATA: trans10k_v2 trained on 1100 of 5000 images.",)
     assert warnings == {"2": partial, "11": partial, "15": ()}
