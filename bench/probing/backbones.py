@@ -12,32 +12,25 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import timm
 import torch
-from timm.layers import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from bench.download import DownloadError, download
 from bench.machine import Machine
 from bench.registry import UnknownName
 from methods.base import Context
 from methods.sam.build import build_parts
-from methods.sam.checkpoints import SUFFIXES, CheckpointError, cache_folder, file_digest, resolve
+from methods.sam.checkpoints import file_digest, resolve
 from methods.sam.encoder import ImageEncoder
+from methods.sam.mae import mae_vit, random_vit
 from methods.sam.model import PIXEL_MEAN, PIXEL_STD
 from methods.sam.sizes import SIZES
-from methods.sam.weights import read_weights
 
-MAE, MAE_IN_TIMM = "mae_vit_b", "vit_base_patch16_224.mae"
-MAE_GRID = 14  # tokens along a side that its position table is stored for
+MAE = "mae_vit_b"
 BACKBONES = (*(f"sam_{size}" for size in SIZES), MAE)
 POOLS = ("mean", "token")
-NOT_OF_THE_ENCODER = ("decoder_", "mask_token", "head.")
-RANDOM_SEED = 0
 
 
 class SamFeatures(nn.Module):
@@ -153,67 +146,8 @@ def _sam(size: str, weights: str, image_size: int, pool: str) -> tuple[str, str,
 
 
 def _mae(weights: str, image_size: int, pool: str) -> tuple[str, str, nn.Module]:
-    if image_size <= 0 or image_size % 16:
-        raise ValueError(f"image_size {image_size} is no multiple of the patch size 16; try 224")
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(RANDOM_SEED)
-        vit = timm.create_model(MAE_IN_TIMM, pretrained=False, img_size=image_size, num_classes=0)
+    size = MAE.removeprefix("mae_")
     if weights == "none":
-        return "none", "random", VitFeatures(vit, pool)
-    path = _mae_file(weights)
-    vit.load_state_dict(mae_state(path, vit))
+        return "none", "random", VitFeatures(random_vit(size, image_size), pool)
+    vit, path = mae_vit(size, weights, image_size)
     return path.name, file_digest(path), VitFeatures(vit, pool)
-
-
-def _mae_file(weights: str) -> Path:
-    """The file that ``--weights`` means for MAE, downloaded where it is the published one and not there yet."""
-    if weights != "auto":
-        path = Path(weights).expanduser()
-        if path.is_file() and path.suffix in SUFFIXES:
-            return path
-        problem = f"ends in none of {', '.join(SUFFIXES)}" if path.is_file() else "is no file"
-        raise CheckpointError(f'--weights {weights} {problem}. Allowed for {MAE}: "auto", "none" (random), or a path.')
-    url = timm.get_pretrained_cfg(MAE_IN_TIMM).url
-    path = cache_folder() / "checkpoints" / Path(url).name
-    if not path.exists():
-        try:
-            download(url, path)
-        except DownloadError as error:
-            raise CheckpointError(
-                f"cannot download {path.name}: {error}.\n"
-                f"  Run the same command again to go on from where it stopped, or get the file by hand:\n  {url}\n"
-                f"  and name it: python -m bench.probe --backbone {MAE} --weights /path/to/{path.name} ..."
-            ) from error
-    return path
-
-
-def mae_state(path: Path, vit: nn.Module) -> dict[str, Tensor]:
-    """An MAE checkpoint as the state of timm's encoder, its position table interpolated to the encoder's grid.
-
-    The published file holds the encoder under timm's names; a pre-training run's own also holds the decoder, which is
-    left out.
-
-    Raises:
-        CheckpointError: the file is damaged, or not of a ViT-B with a class token at 224 px.
-    """
-    found = {key: value for key, value in read_weights(path, None).items() if not key.startswith(NOT_OF_THE_ENCODER)}
-    shapes = {key: tuple(value.shape) for key, value in found.items()}
-    expected = {key: tuple(value.shape) for key, value in vit.state_dict().items()}
-    expected["pos_embed"] = (1, 1 + MAE_GRID**2, *expected["pos_embed"][2:])
-    odd = [
-        f"{key}: expected {_shape(expected.get(key))}, found {_shape(shapes.get(key))}"
-        for key in sorted({*expected, *shapes})
-        if shapes.get(key) != expected.get(key)
-    ]
-    if odd:
-        raise CheckpointError(
-            f"{path} is no MAE ViT-B: {len(odd)} tensors differ.\n  "
-            + "\n  ".join(odd[:4])
-            + "\n  --weights auto takes the published file, mae_pretrain_vit_base.pth."
-        )
-    side = vit.patch_embed.grid_size
-    return {**found, "pos_embed": resample_abs_pos_embed(found["pos_embed"], list(side), num_prefix_tokens=1)}
-
-
-def _shape(shape: tuple[int, ...] | None) -> str:
-    return "nothing" if shape is None else str(shape)

@@ -18,6 +18,7 @@ from bench.probing import backbones, store
 from bench.probing.images import IMAGENET_COUNTS, DataError, centre, hold_out, open_folder, random_crop, read_batches
 from bench.registry import UnknownName
 from methods.base import Context
+from methods.sam import mae
 from methods.sam.build import build_parts
 from methods.sam.checkpoints import CheckpointError
 
@@ -182,7 +183,7 @@ def mae_file(tmp_path_factory) -> Path:
     """A ViT-B with random weights in the layout of a pre-training run of MAE, decoder included."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(5)
-        state = timm.create_model(backbones.MAE_IN_TIMM, num_classes=0).state_dict()
+        state = timm.create_model(mae.IN_TIMM["vit_b"], num_classes=0).state_dict()
         state["pos_embed"] = torch.randn_like(state["pos_embed"])
     extra = {"mask_token": torch.ones(1, 1, 512), "decoder_embed.weight": torch.ones(2, 2)}
     path = tmp_path_factory.mktemp("mae") / "mae.pth"
@@ -237,15 +238,15 @@ def test_unusable_weights_and_settings_are_refused(mae_file, tmp_path, monkeypat
         load("mae_vit_b", str(tmp_path / "mae.bin"))
     with pytest.raises(CheckpointError, match="there is no file"):
         load("sam_tiny", str(tmp_path / "gone.pth"))
-    with pytest.raises(CheckpointError, match=r"is no MAE ViT-B: .* tensors differ"):
+    with pytest.raises(CheckpointError, match=r"is no MAE of width 768 .* tensors differ"):
         load("mae_vit_b", str(_saved(tmp_path, nn.Linear(2, 2))))
 
     def offline(url, target, **given):
-        raise backbones.DownloadError("no network")
+        raise mae.DownloadError("no network")
 
-    monkeypatch.setattr(backbones, "download", offline)
+    monkeypatch.setattr(mae, "download", offline)
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path))
-    with pytest.raises(CheckpointError, match=r"(?s)no network.*--weights /path/to/mae_pretrain_vit_base\.pth"):
+    with pytest.raises(CheckpointError, match=r"(?s)no network.*mae_pretrain_vit_base\.pth.*put it into"):
         load("mae_vit_b", "auto")
 
 
