@@ -1,100 +1,111 @@
-"""``python -m analysis.figures``: every run of every method as a dot, beside the mean and its standard error.
+"""``python -m analysis.figures``: every figure that results alone give, without torch.
 
-Like a table, a figure is a pure function of the files in ``results/cells``, to the byte.
+Like a table, a figure is a pure function of the files in the results folder, to the byte. What only some of its files
+can tell (curves, single images, experts) is drawn of the cells that have them; a line says what is missing.
 """
 
 from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from textwrap import wrap
 
-from analysis.building import plain_tables
-from analysis.layout import Column, Table
-from analysis.render import heading
-from analysis.results import NoResults, Results, read_results
-from analysis.source import Source, sources
+from analysis.drawing import differences, experts, learning, pareto, ranks, runs
+from analysis.drawing.differences import Pair
+from analysis.drawing.figure import FORMATS, Figure, write
+from analysis.results import NoResults, Results, next_command, read_results
 from analysis.tables import PROTOCOLS
 
-DOTS, MEAN = "#4c72b0", "#222222"
+KINDS: dict[str, Callable[..., list[Figure]]] = {
+    module.KIND: module.figures for module in (runs, pareto, learning, differences, ranks, experts)
+}
 
 
-def draw(table: Table, column: Column, source: Source, path: Path) -> None:
-    """One metric of a plain table: a row a method, in the table's order, as an SVG file.
+def make_figures(
+    results: Results,
+    folder: Path,
+    *,
+    protocol: str = "paper",
+    kinds: Sequence[str] = tuple(KINDS),
+    pair: Pair | None = None,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Figure]:
+    """The figures of some kinds, kind by kind.
 
     Args:
-        table: with ``column`` among its columns.
-        source: what the table was made from; it holds the single runs.
+        folder: the results folder, in which ``results`` were read.
+        pair: the two rows of the figures of differences; by default the two best.
+        tell: takes a line on each thing that cannot be drawn, with the command that makes what is missing.
+
+    Raises:
+        NoResults: a row of ``pair`` is not among the results.
     """
-    import matplotlib
-
-    matplotlib.use("svg")
-    # Text stays text; names inside the file depend on nothing but the figure.
-    matplotlib.rcParams.update({"svg.fonttype": "none", "svg.hashsalt": table.name, "font.size": 9})
-    from matplotlib import pyplot
-
-    rows = [row.label for row in table.rows if table.entries[row.label, column].ours][::-1]
-    figure, axes = pyplot.subplots(figsize=(6.4, 0.9 + 0.28 * len(rows)), layout="constrained")
-    scores = source.scores[column.test_set, column.metric]
-    for place, label in enumerate(rows):
-        entry = table.entries[label, column]
-        values = [scores[cell] * column.scale for cell in entry.cells]
-        axes.plot(values, [place] * len(values), "o", color=DOTS, alpha=0.6, markersize=5, markeredgewidth=0)
-        error = entry.ours.standard_error
-        axes.errorbar(entry.ours.mean, place, xerr=error, fmt="|", color=MEAN, markersize=11, capsize=3, linewidth=1.2)
-    axes.set_yticks(range(len(rows)), rows)
-    axes.set_ylim(-0.6, len(rows) - 0.4)
-    axes.set_xlabel(f"{heading(column)}   (dots: runs; bars: mean ± standard error)")
-    axes.set_title("\n".join([column.group, *wrap(table.setting, 90)]), fontsize=8, loc="left")
-    axes.grid(axis="x", color="#dddddd", linewidth=0.6)
-    axes.set_axisbelow(True)
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.tick_params(axis="y", length=0)
-    figure.savefig(path, format="svg", metadata={"Date": None})
-    pyplot.close(figure)
+    made = []
+    for kind in kinds:
+        draw = partial(KINDS[kind], pair=pair) if kind == differences.KIND else KINDS[kind]
+        made += draw(results, folder, protocol=protocol, tell=tell)
+    return made
 
 
-def write_figures(results: Results, folder: Path, *, protocol: str = "paper") -> list[Path]:
-    """A figure of the leading metric for each setting, dataset and test set with two methods or more."""
-    written = []
-    for source in sources(results, protocol):
-        for table in [] if source.setting.is_imported else plain_tables(source):
-            for column in _leading(table):
-                if sum(table.entries[row.label, column].ours is not None for row in table.rows) > 1:
-                    folder.mkdir(parents=True, exist_ok=True)
-                    path = folder / f"{table.name}-{column.test_set}-{column.metric}.svg"
-                    draw(table, column, source, path)
-                    written.append(path)
-    return written
+def write_figures(
+    results: Results,
+    out: Path,
+    *,
+    protocol: str = "paper",
+    source: Path | None = None,
+    formats: Sequence[str] = FORMATS,
+    tell: Callable[[str], None] = lambda line: None,
+) -> list[Path]:
+    """Write all figures into ``out``; returns their files.
 
-
-def _leading(table: Table) -> list[Column]:
-    """The first metric of each test set."""
-    first: dict[tuple[str, str], Column] = {}
-    for column in table.columns:
-        first.setdefault((column.data, column.test_set), column)
-    return list(first.values())
+    Args:
+        source: the results folder; the one that ``out`` lies in where none is given.
+    """
+    made = make_figures(results, source or out.parent, protocol=protocol, tell=tell)
+    return [path for figure in made for path in write(figure, out, formats=formats)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Writes the figures; the exit code is 2 where there is nothing to draw."""
-    parser = argparse.ArgumentParser(prog="python -m analysis.figures", description="Draw the runs of every method.")
-    parser.add_argument("--results", type=Path, default=Path("results"), help="the results folder (default: results)")
-    parser.add_argument("--out", type=Path, help="where the figures are written (default: RESULTS/figures)")
-    parser.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="how it was scored (default: paper)")
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
+    folder, told = options.out or options.results / "figures", []
+    kinds = list(dict.fromkeys(options.kind)) or ([differences.KIND] if options.pair else list(KINDS))
+    pair = tuple(options.pair) if options.pair else None
     try:
         results = read_results(options.results)
-        written = write_figures(results, options.out or options.results / "figures", protocol=options.protocol)
-        if not written:
-            raise NoResults(f"no two methods of {options.results} share a dataset and a setting: nothing to compare")
+        for line in results.skipped:
+            print(f"skipped {line}", file=sys.stderr)
+        made = make_figures(
+            results, options.results, protocol=options.protocol, kinds=kinds, pair=pair, tell=told.append
+        )
+        for line in told:
+            print(f"not drawn: {line}", file=sys.stderr)
+        if not made:
+            raise NoResults(f"nothing to draw of {', '.join(kinds)}. {next_command(options.results)}")
+        for figure in made:
+            write(figure, folder)
+            print(f"wrote {folder / figure.card.name}.{{{','.join((*FORMATS, 'csv', 'json'))}}}")
     except (NoResults, OSError) as error:
         print(f"analysis.figures: {error}", file=sys.stderr)
         return 2
-    print(*(f"wrote {path}" for path in written), sep="\n")
     return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m analysis.figures", description="Draw figures from the results.")
+    parser.add_argument("--results", type=Path, default=Path("results"), help="the results folder (default: results)")
+    parser.add_argument("--out", type=Path, help="where the figures are written (default: RESULTS/figures)")
+    parser.add_argument(
+        "--kind", action="append", choices=list(KINDS), default=[], help="may be repeated (default: all)"
+    )
+    parser.add_argument("--protocol", choices=PROTOCOLS, default="paper", help="how it was scored (default: paper)")
+    parser.add_argument(
+        "--pair", nargs=2, metavar=("ROW", "ROW"),
+        help="the two rows whose differences are drawn, as in tables (default: the two best)",
+    )  # fmt: skip
+    return parser
 
 
 if __name__ == "__main__":
