@@ -78,7 +78,7 @@ class SavedStates:
         Nothing is deleted before another state is saved.
 
         Returns:
-            The parameters of the best epoch so far, by name; none where training starts anew.
+            The state of the best epoch so far, by name; none where training starts anew.
         """
         files = self._files()
         for path in sorted(files, key=files.__getitem__, reverse=True):
@@ -111,13 +111,13 @@ class SavedStates:
 
         Args:
             trainer: at the end of an epoch.
-            best: the parameters of its best epoch so far, by name.
+            best: the state of its best epoch so far, by name.
         """
         if not trainer.over and self._cost > max(ALWAYS_SECONDS, SHARE * (self._clock() - self._since)):
             return
         record, began = trainer.record, self._clock()
         path = self.folder / f"epoch-{record.epochs}.ckpt"
-        now = {name: parameter.detach() for name, parameter in trainer.model.trainable().items()}
+        now = {name: value.detach() for name, value in trainer.model.state().items()}
         state = {
             "record": asdict(record),
             "history": trainer.lines,
@@ -164,7 +164,7 @@ class SavedStates:
         # A validation is a score too, so that metrics count; test sets do not.
         if odd := [piece for piece in pieces if piece == "source.evaluation" or not of_scores(piece)]:
             raise Unusable(f"was made from other {', '.join(odd)}")
-        if _shapes(state["weights"]) != _shapes(trainer.model.trainable()):
+        if _shapes(state["weights"]) != _shapes(trainer.model.state()):
             raise Unusable("is of another model")
         return made_from, state
 

@@ -171,7 +171,7 @@ class Trainer:
             record.first_loss = line["loss"] if epoch == 1 else record.first_loss
             if metric.improves(score, record.best_validation):
                 record.best_epoch, record.best_validation = epoch, score
-                best = {name: p.detach().clone() for name, p in self.model.trainable().items()}
+                best = {name: value.detach().clone() for name, value in self.model.state().items()}
             # Where no pixel of a validation counts there is nothing to lose patience with.
             waited = 0 if record.best_validation is None else epoch - record.best_epoch
             record.stopped_early = 0 < self.regime.patience <= waited
@@ -190,9 +190,9 @@ class Trainer:
 
     @torch.no_grad()
     def put(self, values: dict[str, Tensor]) -> None:
-        """Set trained parameters by name; those that are not named stay."""
-        for name, parameter in self.model.trainable().items():
-            parameter.copy_(values.get(name, parameter))
+        """Set what training changes by name; what is not named stays."""
+        for name, value in self.model.state().items():
+            value.copy_(values.get(name, value))
 
     def _train_epoch(self, train: SquashedSplit, epoch: int) -> dict[str, Any]:
         self.model.train()
@@ -232,7 +232,7 @@ class Trainer:
     def step(
         self, images: Tensor, masks: Tensor, indices: list[int], found: Sequence[Tensor | None] = ()
     ) -> tuple[Tensor, Tensor]:
-        """One optimiser step on a batch, in micro-batches, at the learning rate that was last set.
+        """One optimiser step on a batch, in micro-batches if the model allows them, at the rate that was last set.
 
         Args:
             images: (B, 3, S, S) uint8.
@@ -245,7 +245,8 @@ class Trainer:
         """
         count, device = len(indices), self.machine.device
         keys = image_keys(self.seed, self.progress.step, indices)
-        size, losses = self.machine.micro_batch or count, []
+        whole = self.model.batch_statistics or not self.machine.micro_batch
+        size, losses = count if whole else self.machine.micro_batch, []
         self.optimiser.zero_grad(set_to_none=True)
         for start in range(0, count, size):
             part = slice(start, start + size)

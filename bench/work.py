@@ -108,7 +108,8 @@ def train_and_score(
     model.set_execution(machine.execution)
     log.info("%s: trainable parameters %s of %s", cell.id, *model.count().values())
     encoder = _encoder(cell, model, machine, splits, digest)
-    execution = {"micro_batch": options.micro_batch or regime.batch_size, **asdict(machine.execution)}
+    micro_batch = 0 if model.batch_statistics else options.micro_batch
+    execution = {"micro_batch": micro_batch or regime.batch_size, **asdict(machine.execution)}
     surroundings = environment.describe(options.device)
 
     history = attempt.path / "history.jsonl"
@@ -134,7 +135,7 @@ def train_and_score(
         "attempt": attempt.number,
         "resolved": cell.resolved(),
         "parameters": model.count(),
-        "random_backbone": checkpoint.random,
+        "random_backbone": checkpoint.random if model.random_backbone is None else model.random_backbone,
         "caveats": list(cell.method().caveats(context)),
         "training": {
             **asdict(record),

@@ -16,16 +16,12 @@ from typing import TYPE_CHECKING, ClassVar, NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bench.registry import Registry
 
 if TYPE_CHECKING:
     from methods.sam.model import SamSegmenter
-
-registry: Registry[Method] = Registry(
-    "method", package="methods", folder=Path(__file__).parent, entry_points="sam_peft_bench.methods"
-)
-register = registry.register
 
 
 @dataclass(frozen=True)
@@ -125,12 +121,15 @@ class Model(nn.Module, abc.ABC):
     Attributes:
         num_classes: as in :class:`Context`.
         aux_weights: weight of each auxiliary loss, by its name; an absent name weighs nothing.
+        random_backbone: whether the pretrained weights it should start from are random ones; None where the backbone's
+            checkpoint decides that.
     """
 
     def __init__(self, num_classes: int = 1) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.aux_weights: dict[str, float] = {}
+        self.random_backbone: bool | None = None
 
     @property
     def encoder_constant(self) -> bool:
@@ -202,9 +201,20 @@ class Model(nn.Module, abc.ABC):
             classes = output.classes.float().softmax(-1)[..., :-1]
             return torch.einsum("bnk,bnhw->bkhw", classes, output.masks.float().sigmoid())
 
+    @property
+    def batch_statistics(self) -> bool:
+        """Whether an image's loss depends on the others in its forward pass; batches are then never cut in pieces."""
+        return any(isinstance(module, _BatchNorm) for module in self.modules())
+
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The parameters that are trained, by name: what an adapter file holds."""
+        """The parameters that are trained, by name."""
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
+
+    def state(self) -> dict[str, Tensor]:
+        """All that training changes, by name: what is trained, and running statistics; what an adapter file holds."""
+        norms = [(path, module) for path, module in self.named_modules() if isinstance(module, _BatchNorm)]
+        running = {f"{path}.{name}": buffer for path, norm in norms for name, buffer in norm.named_buffers()}
+        return self.trainable() | running
 
     def count(self) -> dict[str, int]:
         """Numbers of parameters: ``trainable`` and ``total``."""
@@ -279,3 +289,13 @@ class SamMethod(Method):
             torch.manual_seed(context.seed)
             self.adapt(sam, context)
         return sam
+
+
+registry: Registry[Method] = Registry(
+    "method",
+    contract=Method,
+    package="methods",
+    folder=Path(__file__).parent,
+    entry_points="sam_peft_bench.methods",
+)
+register = registry.register

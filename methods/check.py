@@ -61,6 +61,8 @@ def check_training_moves_only_what_it_declares(subject: Subject) -> str | None:
 def check_added_parts_alone_lower_the_loss(subject: Subject) -> str | None:
     """With the decoder frozen what the method adds still learns."""
     model = subject.build()
+    if not hasattr(model, "mask_decoder"):
+        return "is a complete model"
     if not added(model):
         return "adds nothing to the decoder"
     # A freshly random decoder answers almost the same to any features; a rough one listens to them.
@@ -131,6 +133,8 @@ def check_micro_batches_change_nothing(subject: Subject) -> str | None:
     whole, single = subject.build(), subject.build()
     if not whole.trainable():
         return "trains nothing"
+    if whole.batch_statistics:
+        return "takes statistics from its batch, which is never cut"
     loss, _ = losses(subject, whole)
     loss.mean().backward()
     alone = []
@@ -157,9 +161,11 @@ def check_sizes(subject: Subject) -> str | None:
             model = other.build().eval()
             require(model.num_classes == classes, f"its num_classes is {model.num_classes}, {classes} were asked for")
             output, given = model(other.batch[0]), f"{count} images of {side} px give"
-            queries = output.masks.shape[1] if classes > 1 else 1
+            complete = classes > 1 and output.classes is None and not hasattr(model, "mask_decoder")
+            queries = classes if complete else output.masks.shape[1] if classes > 1 else 1
+            logits = (count, queries, classes + 1) if classes > 1 and not complete else None
             require_shape(output.masks, (count, queries, side, side), f"{given} masks")
-            require_shape(output.classes, (count, queries, classes + 1) if classes > 1 else None, f"{given} classes")
+            require_shape(output.classes, logits, f"{given} classes")
             scores = (count, classes, side, side) if classes > 1 else (count, side, side)
             require_shape(model.probabilities(output), scores, f"{given} probabilities")
     return None

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from methods.base import Context, Method, Model
 
@@ -18,18 +19,23 @@ class AdapterError(ValueError):
 
 
 def save(model: Model, folder: Path, card: dict[str, Any]) -> None:
-    """Write the trainable parameters and ``card`` into ``folder``.
+    """Write what training changed and ``card`` into ``folder``.
 
     Args:
-        model: its parameters that require a gradient are saved, in float32.
+        model: its state is saved, in float32.
         folder: an existing folder.
         card: what :func:`load` needs: ``method`` {name, parameters}, ``context``, ``backbone_digest``.
     """
     from safetensors.torch import save_file
 
-    state = {name: p.detach().float().cpu().contiguous() for name, p in model.trainable().items()}
+    state = {name: _stored(value) for name, value in model.state().items()}
     save_file(state, folder / WEIGHTS)
     (folder / CARD).write_text(json.dumps(card, indent=1) + "\n")
+
+
+def _stored(value: Tensor) -> Tensor:
+    value = value.detach().cpu().contiguous()
+    return value.float() if value.is_floating_point() else value
 
 
 def restore(model: Model, folder: Path) -> None:
@@ -40,7 +46,7 @@ def restore(model: Model, folder: Path) -> None:
     """
     from safetensors.torch import load_file
 
-    state, own = load_file(folder / WEIGHTS), model.trainable()
+    state, own = load_file(folder / WEIGHTS), model.state()
     differences = {
         "the file lacks": [name for name in own if name not in state],
         "the model lacks": [name for name in state if name not in own],

@@ -26,6 +26,8 @@ def task_loss(output: Output, target: Tensor) -> Tensor:
     count and with its class, "no object" where the image has none. Queries that start alike are to differ from then on,
     as they do once a real loss has matched them to segments.
     """
+    if output.classes is None and output.masks.shape[1] > 1:  # a network without mask queries
+        return F.cross_entropy(output.masks, target.long(), ignore_index=IGNORED, reduction="none").mean((1, 2))
     if output.classes is None:
         return F.binary_cross_entropy_with_logits(output.masks, target, reduction="none").mean((1, 2, 3))
     queries, no_object = output.classes.shape[1], output.classes.shape[2] - 1

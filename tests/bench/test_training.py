@@ -22,7 +22,6 @@ from bench.training import NonFiniteLoss, Progress, Trainer, Validation
 from datasets import Split
 from methods import Context, Embedding, Model, Output
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = 64
 
 
@@ -61,6 +60,20 @@ class Dot(Model):
         if self.poison is not None:
             masks = masks.masked_fill(grey == self.poison, math.nan)
         return Output(masks)
+
+
+class Normed(Model):
+    """A pixel's logit is a weight times its normalised brightness."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm2d(1)
+
+    def encode(self, images: Tensor, keys: Tensor | None = None) -> Embedding:
+        return Embedding(self.norm(images.float().mean(1, keepdim=True) / 255), {})
+
+    def decode(self, embedding: Embedding) -> Output:
+        return Output(embedding.features)
 
 
 def trainer(
@@ -161,6 +174,29 @@ def scripted(scores: list[float], **regime: Any) -> tuple[Trainer, list[float]]:
     one.validate = validate
     one.fit(*data())
     return one, biases
+
+
+def test_running_statistics_are_part_of_the_best_epoch():
+    """A network with BatchNorm ends as it was at its best epoch in all that training changes."""
+    one, seen, left = trainer(Normed(), epochs=3, lr=0.1), [], iter([0.1, 0.5, 0.3])
+
+    def validate(split: SquashedSplit) -> Validation:
+        seen.append({name: value.clone() for name, value in one.model.state().items()})
+        return Validation(next(left), None)
+
+    one.validate = validate
+    one.fit(*data())
+    running = [name for name in seen[0] if name.startswith("norm.running")]
+    assert running == ["norm.running_mean", "norm.running_var"]
+    assert all(not torch.equal(seen[1][name], seen[2][name]) for name in (*running, "norm.weight"))
+    assert all(torch.equal(value, seen[1][name]) for name, value in one.model.state().items())
+
+
+def test_a_batch_with_statistics_of_its_own_is_never_cut():
+    whole, cut = trainer(Normed(), epochs=1), trainer(Normed(), epochs=1, micro_batch=1)
+    for one in (whole, cut):
+        one.fit(*data())
+    assert all(torch.equal(value, cut.model.state()[name]) for name, value in whole.model.state().items())
 
 
 def test_the_best_epoch_is_restored():

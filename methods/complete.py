@@ -1,0 +1,145 @@
+"""Complete networks beside the adapted SAMs: systems that were built for a task, on backbones trained on ImageNet.
+
+A system works at a side of its own: images are resized to it on the way in, masks to the input's side on the way out,
+so that it stands in the same tables as everything else of that image size. It may answer several times (deep
+supervision, boundaries, directions); the first answer is the one that is scored. What SAM's checkpoint is to the other
+methods, the backbone's ImageNet weights from timm or torchvision are here: a cell whose ``checkpoint`` is "none", or
+where they cannot be reached, starts from random ones and says so.
+"""
+
+from __future__ import annotations
+
+import abc
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from methods.base import Context, Embedding, Method, Model, Output, TaskLoss
+
+log = logging.getLogger("methods")
+
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+
+@dataclass
+class Answers(Output):
+    """An output with everything else the network answered, at the input's size where it is a mask.
+
+    Attributes:
+        others: further answers, for the loss alone.
+    """
+
+    others: tuple[Tensor, ...] = ()
+
+
+class CompleteModel(Model):
+    """A network that is trained as a whole.
+
+    With one class its first answer is a logit a pixel, (B, 1, h, w); with K classes a logit for each, (B, K, h, w).
+    There are no mask queries: ``Output.classes`` is None. BatchNorm takes its statistics from the batch, but from its
+    running ones where that is a single image.
+
+    Args:
+        context: the cell's; images come in at its ``image_size``.
+        side: what the network works at, in pixels; None for the cell's image size.
+    """
+
+    def __init__(self, context: Context, *, side: int | None = None) -> None:
+        super().__init__(context.num_classes)
+        self.image_size, self.side = context.image_size, side or context.image_size
+        self.register_buffer("pixel_mean", torch.tensor(IMAGENET_MEAN).view(1, 3, 1, 1) * 255, persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(IMAGENET_STD).view(1, 3, 1, 1) * 255, persistent=False)
+
+    @abc.abstractmethod
+    def features(self, images: Tensor) -> Sequence[Tensor]:
+        """Feature maps of normalised images (B, 3, side, side), as :meth:`answers` wants them."""
+
+    @abc.abstractmethod
+    def answers(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
+        """Logits (B, C, h, w) at any resolution, the one to score first."""
+
+    def encode(self, images: Tensor, keys: Tensor | None = None) -> Embedding:
+        for module in self.modules():
+            if isinstance(module, _BatchNorm):
+                module.train(self.training and len(images) > 1)
+        images = (images - self.pixel_mean) / self.pixel_std
+        if images.shape[-1] != self.side:
+            images = F.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
+        first, *rest = self.features(images)
+        return Embedding(first, {}, taps=tuple(rest))
+
+    def decode(self, embedding: Embedding) -> Answers:
+        size = (self.image_size, self.image_size)
+        full = [
+            F.interpolate(answer.float(), size, mode="bilinear", align_corners=False)
+            for answer in self.answers((embedding.features, *embedding.taps))
+        ]
+        return Answers(full[0], others=tuple(full[1:]))
+
+    def probabilities(self, output: Output) -> Tensor:
+        if self.num_classes == 1:
+            return super().probabilities(output)
+        return output.masks.float().softmax(1)
+
+
+def supervise(output: Answers, target: Tensor, task_loss: TaskLoss, weights: Sequence[float]) -> Tensor:
+    """The task loss of every answer, weighted and added up (deep supervision), (B,).
+
+    Args:
+        weights: of the scored answer and the others, in their order.
+    """
+    answers = (output.masks, *output.others)
+    parts = [weight * task_loss(Output(answer), target) for answer, weight in zip(answers, weights, strict=True)]
+    return torch.stack(parts).sum(0)
+
+
+def cross_entropy(logits: Tensor, target: Tensor, *, ignored: int = 255) -> Tensor:
+    """Of class logits (B, K, H, W) with indices (B, H, W): the mean over an image's pixels that count, (B,)."""
+    values = F.cross_entropy(logits.float(), target.long(), ignore_index=ignored, reduction="none")
+    counts = (target != ignored).sum((1, 2)).clamp(min=1)
+    return values.sum((1, 2)) / counts
+
+
+def with_imagenet_weights(make: Callable[[bool], nn.Module], context: Context, *, name: str) -> tuple[nn.Module, bool]:
+    """A backbone with its ImageNet weights where they can be had, else with random ones; and whether it is random.
+
+    Args:
+        make: called with True for pretrained weights, which timm and torchvision then fetch, else for random ones.
+        context: ``checkpoint = "none"`` asks for random weights.
+        name: the backbone's, for the log.
+    """
+    backbone = None
+    if context.checkpoint != "none":
+        try:
+            backbone = make(True)
+        except (OSError, RuntimeError, ValueError) as error:
+            first = next(iter(str(error).strip().splitlines()), type(error).__name__)
+            log.warning("RANDOM BACKBONE: the ImageNet weights of %s cannot be had (%s)", name, first)
+    random = backbone is None
+    if random:
+        torch.manual_seed(context.seed)
+        backbone = make(False)
+    torch.manual_seed(context.seed)  # what is drawn next does not depend on what the backbone drew
+    return backbone, random
+
+
+class CompleteMethod(Method):
+    """A method whose model is complete: built under the cell's seed, every parameter trained.
+
+    ``model`` makes it; what it draws depends on the seed alone.
+    """
+
+    @abc.abstractmethod
+    def model(self, context: Context) -> CompleteModel:
+        """The network, its ``random_backbone`` set."""
+
+    def build(self, context: Context) -> Model:
+        self.refuse_unsupported(context)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(context.seed)
+            return self.model(context).requires_grad_(True)
