@@ -1,7 +1,8 @@
 """``python -m analysis.publish NAME``: the small part of a results folder that belongs into the repository.
 
-Copies what tables are made from (``cell.json``, ``status.json``, ``result.json`` of done cells, and the manifests),
-and makes tables, figures and a page of facts from the copy, so that anyone can make them again from it.
+Copies what tables are made from (``cell.json``, ``status.json``, ``result.json`` of done cells, and the manifests), so
+that anyone can make them again from the copy, and beside the tables puts figures, comparisons and a page of facts,
+which need all of the results.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from analysis.compare import write as write_comparisons
+from analysis.comparison.comparing import compare
+from analysis.comparison.ranking import rank
 from analysis.figures import write_figures
 from analysis.results import DONE, NoResults, read_results
 from analysis.tables import FORMATS, make_tables, write_tables
@@ -42,7 +46,8 @@ def publish(results: Path, folder: Path, *, command: str) -> Path:
         shutil.copytree(results / "manifests", folder / "manifests")
     copied = read_results(folder)
     write_tables(make_tables(copied), folder / "tables", list(FORMATS))
-    write_figures(copied, folder / "figures")
+    write_figures(copied, folder / "figures", source=results, formats=("svg",))
+    write_comparisons(compare(copied, results), rank(copied), folder / "comparisons")
     states = Counter(cells["state"][~cells["imported"].astype(bool)])
     (folder / "README.md").write_text(_facts(folder, command, states), encoding="utf-8")
     return folder
@@ -67,7 +72,8 @@ def _facts(folder: Path, command: str, states: Counter[str]) -> str:
 * torch {about["torch"]}, Python {about["python"]}
 
 Written by `python -m analysis.publish {folder.name}`. From `cells` the tables are made again by
-`python -m analysis.tables --results {folder.as_posix()}`.
+`python -m analysis.tables --results {folder.as_posix()}`; figures and comparisons need the scores of each image, which
+are not here.
 """
 
 

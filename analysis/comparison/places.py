@@ -44,7 +44,7 @@ class Place:
     @cached_property
     def setting(self) -> str:
         """In words."""
-        return ", ".join([self.source.setting.describe(), *self.source.setting.overrides])
+        return self.source.setting.in_full()
 
     def scores(self, row: str) -> dict[int, float]:
         """The row's score by seed, as ``result.json`` has it, in the printed scale."""

@@ -98,7 +98,7 @@ def figure(shown: Shown) -> Figure:
         caption=words.caption([place], telling.choice(shown), _said(apart[rows[0]][images[0]].shape, found.share)),
         command=shown.command,
         cells=words.ids(place.cells),
-        about=telling.about(shown, paper="figure 9"),
+        about=telling.about(shown, paper="9"),
     )
     return Figure(card, data, partial(_draw, shown=shown, apart=apart, pictures=found.pictures, ends=ends))
 

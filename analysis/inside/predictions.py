@@ -37,7 +37,7 @@ def figure(shown: Shown) -> Figure:
         caption=words.caption([place], telling.choice(shown), _colours(shown), telling.numbers(shown)),
         command=shown.command,
         cells=words.ids(place.cells),
-        about=telling.about(shown, paper="figures 1 and 10 to 14"),
+        about=telling.about(shown, paper="1, 10 to 14"),
     )
     return Figure(card, telling.table(shown), partial(_draw, shown=shown))
 

@@ -18,7 +18,7 @@ from analysis.inside.images import Drawn
 from analysis.results import canonical
 from analysis.setting import short_hash
 
-LOOKS = {"sam": style.INK, "mae": style.WINE, "random": "#777777"}
+LOOKS = {"sam": style.INK, "mae": style.WINE, "random": style.GREY}
 ROOM = Path(__file__).resolve().parent
 COLUMNS, TITLE = 3, 28
 """Panels beside each other, one an encoder, and the characters of a line of their titles."""
