@@ -12,7 +12,8 @@ from pydantic import PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Context, SamMethod, register
+from methods.base import Context, register
+from methods.blockwise import BlockwiseMethod
 from methods.sam.model import SamSegmenter
 from methods.sam.sizes import size_of
 
@@ -47,7 +48,7 @@ class Bottleneck(nn.Module):
 
 
 @register("adapter")
-class Adapter(SamMethod):
+class Adapter(BlockwiseMethod):
     """Houlsby's two adapters in every block; starts as the frozen SAM."""
 
     title: ClassVar[str] = "Adapter"
@@ -57,11 +58,11 @@ class Adapter(SamMethod):
     rank: PositiveInt = 2
 
     def added_parameters(self, context: Context) -> int:
-        size = size_of(context.backbone)
-        return size.depth * 2 * (2 * size.width * self.rank + self.rank + size.width)
+        width = size_of(context.backbone).width
+        return self.num_blocks(context) * 2 * (2 * width * self.rank + self.rank + width)
 
     def adapt(self, sam: SamSegmenter, context: Context) -> None:
         width = sam.image_encoder.pos_embed.shape[-1]
-        for block in sam.image_encoder.blocks:
+        for block in self.blocks(sam, context):
             block.after_attention = Bottleneck(block.after_attention, width, rank=self.rank)
             block.after_mlp = Bottleneck(block.after_mlp, width, rank=self.rank)

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from methods.base import Context, SamMethod, register
+from methods.base import Context, register
+from methods.blockwise import BlockwiseMethod
 from methods.sam.model import SamSegmenter
 from methods.sam.sizes import size_of
 
 
 @register("bitfit")
-class BitFit(SamMethod):
-    """Trains every bias of the image encoder; starts as the frozen SAM."""
+class BitFit(BlockwiseMethod):
+    """Trains every bias of the image encoder; starts as the frozen SAM.
+
+    With ``last_k`` those of the last k blocks and of the neck, which comes after them.
+    """
 
     title: ClassVar[str] = "BitFit"
     evidence: ClassVar[str] = "released code"
@@ -25,9 +29,13 @@ class BitFit(SamMethod):
 
     def added_parameters(self, context: Context) -> int:
         size = size_of(context.backbone)
-        return (11 * size.depth + 1) * size.width + 2 * size.decoder_width
+        patches = 1 if self.last_k is None else 0
+        return (11 * self.num_blocks(context) + patches) * size.width + 2 * size.decoder_width
 
     def adapt(self, sam: SamSegmenter, context: Context) -> None:
-        for name, parameter in sam.image_encoder.named_parameters():
-            if name.endswith(".bias"):
-                parameter.requires_grad_(True)
+        encoder = sam.image_encoder
+        patches = [encoder.patch_embed] if self.last_k is None else []
+        for part in (*patches, *self.blocks(sam, context), encoder.neck):
+            for name, parameter in part.named_parameters():
+                if name.endswith(".bias"):
+                    parameter.requires_grad_(True)

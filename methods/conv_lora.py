@@ -17,7 +17,8 @@ from pydantic import Field, NonNegativeFloat, PositiveFloat, PositiveInt, model_
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Context, SamMethod, register
+from methods.base import Context, register
+from methods.blockwise import BlockwiseMethod
 from methods.conv_experts import ScaledConvolutions
 from methods.fused_experts import FusedConvolutions
 from methods.lora import LoRALinear
@@ -172,7 +173,7 @@ class ConvLoRALinear(LoRALinear):
 
 
 @register("conv_lora")
-class ConvLoRA(SamMethod):
+class ConvLoRA(BlockwiseMethod):
     """Conv-LoRA on the fused qkv projection of every block.
 
     ``balance_weight`` None is the paper's: 1.0 for binary, 2.0 for multi-class segmentation.
@@ -205,15 +206,15 @@ class ConvLoRA(SamMethod):
         return self
 
     def added_parameters(self, context: Context) -> int:
-        size, r = size_of(context.backbone), self.rank
+        width, r = size_of(context.backbone).width, self.rank
         experts = len(self.scales) if self.scales else self.num_experts
         gate = 2 * r * experts if self.routing == "moe" and experts > 1 else 0
-        return size.depth * (4 * size.width * r + experts * (9 * r**2 + r) + gate)
+        return self.num_blocks(context) * (4 * width * r + experts * (9 * r**2 + r) + gate)
 
     def adapt(self, sam: SamSegmenter, context: Context) -> None:
         gate = self.gate or ("window" if self.variant == "released" else "image")
         side = size_of(context.backbone).grid(context.image_size)
-        for index, block in enumerate(sam.image_encoder.blocks):
+        for index, block in enumerate(self.blocks(sam, context)):
             block.attn.qkv = ConvLoRALinear(
                 block.attn.qkv,
                 rank=self.rank,

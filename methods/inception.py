@@ -18,7 +18,8 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Context, SamMethod, register
+from methods.base import Context, register
+from methods.blockwise import BlockwiseMethod
 from methods.lora import LoRALinear
 from methods.sam.model import SamSegmenter
 from methods.sam.sizes import size_of
@@ -78,7 +79,7 @@ class InceptionLinear(LoRALinear):
 
 
 @register("inception")
-class Inception(SamMethod):
+class Inception(BlockwiseMethod):
     """LoRA on the fused qkv projection of every block, with an inception module inside."""
 
     title: ClassVar[str] = "Inception"
@@ -89,9 +90,9 @@ class Inception(SamMethod):
     alpha: PositiveFloat = 32.0
 
     def added_parameters(self, context: Context) -> int:
-        size, r = size_of(context.backbone), self.rank
-        return size.depth * (4 * size.width * r + 38 * r**2 + 6 * r)
+        width, r = size_of(context.backbone).width, self.rank
+        return self.num_blocks(context) * (4 * width * r + 38 * r**2 + 6 * r)
 
     def adapt(self, sam: SamSegmenter, context: Context) -> None:
-        for block in sam.image_encoder.blocks:
+        for block in self.blocks(sam, context):
             block.attn.qkv = InceptionLinear(block.attn.qkv, rank=self.rank, alpha=self.alpha)

@@ -14,7 +14,8 @@ from pydantic import PositiveFloat, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Context, SamMethod, register
+from methods.base import Context, register
+from methods.blockwise import BlockwiseMethod
 from methods.sam.model import SamSegmenter
 from methods.sam.sizes import size_of
 
@@ -47,6 +48,11 @@ class LoRALinear(nn.Module):
         base = getattr(self.base, "forward_tokens", self.base)
         return self._updated(base(x), F.linear(x, self.lora_A))
 
+    def fold(self) -> nn.Module:
+        """The base with the update in its weight, see :mod:`methods.merge`."""
+        self.base.weight.addmm_(self.lora_B, self.lora_A, alpha=self.scaling)
+        return self.base
+
     def _updated(self, y: Tensor, low: Tensor) -> Tensor:
         """y + scaling * B low for y (..., out) and low (..., r), as one product: passes over y take longer than it."""
         flat = torch.addmm(
@@ -56,7 +62,7 @@ class LoRALinear(nn.Module):
 
 
 @register("lora")
-class LoRA(SamMethod):
+class LoRA(BlockwiseMethod):
     """A low-rank update of the fused qkv projection in every block."""
 
     title: ClassVar[str] = "LoRA"
@@ -67,9 +73,8 @@ class LoRA(SamMethod):
     alpha: PositiveFloat = 32.0
 
     def added_parameters(self, context: Context) -> int:
-        size = size_of(context.backbone)
-        return size.depth * 4 * size.width * self.rank
+        return self.num_blocks(context) * 4 * size_of(context.backbone).width * self.rank
 
     def adapt(self, sam: SamSegmenter, context: Context) -> None:
-        for block in sam.image_encoder.blocks:
+        for block in self.blocks(sam, context):
             block.attn.qkv = LoRALinear(block.attn.qkv, rank=self.rank, alpha=self.alpha)

@@ -19,7 +19,8 @@ from pydantic import Field, PositiveInt
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from methods.base import Context, SamMethod, register
+from methods.base import Context, register
+from methods.blockwise import BlockwiseMethod
 from methods.sam.model import SamSegmenter
 from methods.sam.sizes import Size, size_of
 
@@ -50,20 +51,23 @@ class PromptGenerator(nn.Module):
         size: the backbone's dimensions.
         scale_factor: ratio of the backbone's width to the generator's.
         freq_nums: share of the frequencies that the image loses, see :func:`high_pass`.
+        blocks: the last so many blocks get an addition; None: all.
 
     Raises:
         ValueError: ``scale_factor`` leaves no channel.
     """
 
-    def __init__(self, size: Size, *, scale_factor: int, freq_nums: float) -> None:
+    def __init__(self, size: Size, *, scale_factor: int, freq_nums: float, blocks: int | None = None) -> None:
         super().__init__()
         channels = size.width // scale_factor
         if not channels:
             raise ValueError(f"scale_factor = {scale_factor}; allowed: 1 to {size.width}, the backbone's width")
         self.freq_nums = freq_nums
+        blocks = size.depth if blocks is None else blocks
+        self.untouched = size.depth - blocks
         self.embedding_generator = nn.Linear(size.width, channels)
         self.prompt_generator = nn.Conv2d(3, channels, kernel_size=size.patch, stride=size.patch)
-        self.lightweight_mlps = nn.ModuleList(nn.Linear(channels, channels) for _ in range(size.depth))
+        self.lightweight_mlps = nn.ModuleList(nn.Linear(channels, channels) for _ in range(blocks))
         self.shared_mlp = nn.Linear(channels, size.width)
         for layer in (self.embedding_generator, *self.lightweight_mlps, self.shared_mlp):
             nn.init.trunc_normal_(layer.weight, std=0.02)
@@ -74,10 +78,14 @@ class PromptGenerator(nn.Module):
     def forward(self, images: Tensor, patches: Tensor) -> Iterator[Tensor]:
         """One addition (B, H, W, width) after the other, so that only one block's takes memory at a time.
 
+        For blocks that get none it is the number zero.
+
         Args:
             images: normalised, (B, 3, S, S).
             patches: their patch embeddings without positions, (B, H, W, width).
         """
+        for _ in range(self.untouched):
+            yield patches.new_zeros(())
         fine = self.prompt_generator(high_pass(images, self.freq_nums)).permute(0, 2, 3, 1)
         features = fine + self.embedding_generator(patches)
         for layer in self.lightweight_mlps:
@@ -85,7 +93,7 @@ class PromptGenerator(nn.Module):
 
 
 @register("sam_adapter")
-class SAMAdapter(SamMethod):
+class SAMAdapter(BlockwiseMethod):
     """Prompts made from patch embeddings and high frequencies, added to the input of every block."""
 
     title: ClassVar[str] = "SAM-Adapter"
@@ -98,9 +106,12 @@ class SAMAdapter(SamMethod):
         size = size_of(context.backbone)
         middle = size.width // self.scale_factor
         inputs = (size.width + 1) * middle + (3 * size.patch**2 + 1) * middle
-        return inputs + size.depth * (middle + 1) * middle + (middle + 1) * size.width
+        return inputs + self.num_blocks(context) * (middle + 1) * middle + (middle + 1) * size.width
 
     def adapt(self, sam: SamSegmenter, context: Context) -> None:
         sam.image_encoder.block_prompts = PromptGenerator(
-            size_of(context.backbone), scale_factor=self.scale_factor, freq_nums=self.freq_nums
+            size_of(context.backbone),
+            scale_factor=self.scale_factor,
+            freq_nums=self.freq_nums,
+            blocks=self.num_blocks(context),
         )

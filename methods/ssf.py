@@ -9,13 +9,15 @@ Added parameters on vit_h: 903,680 in the encoder, 9,216 in the decoder; ``neck`
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
-from methods.base import Context, SamMethod, register
+from methods.base import Context, register
+from methods.blockwise import BlockwiseMethod
+from methods.sam.encoder import Block
 from methods.sam.model import SamSegmenter
 from methods.sam.sizes import size_of
 
@@ -53,17 +55,30 @@ class ScaleShift(nn.Module):
         """The same for tokens without a place on the grid (n, C)."""
         return self._apply_to(getattr(self.base, "forward_tokens", self.base)(x))
 
+    def fold(self) -> nn.Module:
+        """The base with scale and shift in its weight and bias, see :mod:`methods.merge`.
+
+        Raises:
+            ValueError: it has no bias that could hold the shift.
+        """
+        layer = next(part for part in self.base.modules() if hasattr(part, "weight"))
+        if layer.bias is None:
+            raise ValueError(f"{type(layer).__name__} has no bias, so that SSF's shift after it has no place in SAM")
+        layer.weight.mul_(self.scale.view(-1, *[1] * (layer.weight.dim() - 1)))
+        layer.bias.mul_(self.scale).add_(self.shift)
+        return self.base
+
     def _apply_to(self, y: Tensor) -> Tensor:
         # In half precision a scale near one would lose its first steps; only the result is rounded.
         return (y * self.scale.view(self._shape) + self.shift.view(self._shape)).to(y.dtype)
 
 
 @register("ssf")
-class SSF(SamMethod):
+class SSF(BlockwiseMethod):
     """Scales and shifts after every layer; with the official ``init`` it does not start as the frozen SAM.
 
     ``decoder_mlp`` includes the MLPs of the mask decoder, ``neck`` the encoder's neck, which has no counterpart in
-    the authors' models.
+    the authors' models. ``last_k`` takes away sites of the encoder only.
     """
 
     title: ClassVar[str] = "SSF"
@@ -76,10 +91,15 @@ class SSF(SamMethod):
     def added_parameters(self, context: Context) -> int:
         """In the encoder; the decoder's share, 4 * (2,048 + 256) at its full width, counts with the decoder."""
         size = size_of(context.backbone)
-        return 2 * (11 * size.depth + 1) * size.width + (8 * size.decoder_width if self.neck else 0)
+        patches = 1 if self.last_k is None else 0
+        blocks = 2 * (11 * self.num_blocks(context) + patches) * size.width
+        return blocks + (8 * size.decoder_width if self.neck else 0)
 
     def adapt(self, sam: SamSegmenter, context: Context) -> None:
-        sites = [*_encoder_sites(sam), *(_decoder_sites(sam) if self.decoder_mlp else ())]
+        width = sam.image_encoder.pos_embed.shape[-1]
+        sites: list[Site] = [(sam.image_encoder, "patch_embed", width)] if self.last_k is None else []
+        sites += _block_sites(self.blocks(sam, context), width)
+        sites += _decoder_sites(sam) if self.decoder_mlp else ()
         for owner, name, channels in sites:
             setattr(owner, name, ScaleShift(getattr(owner, name), channels, init=self.init))
         if self.neck:
@@ -88,10 +108,8 @@ class SSF(SamMethod):
                 neck[index] = ScaleShift(layer, channels, axis=-3, init=self.init)
 
 
-def _encoder_sites(sam: SamSegmenter) -> Iterator[Site]:
-    width = sam.image_encoder.pos_embed.shape[-1]
-    yield sam.image_encoder, "patch_embed", width
-    for block in sam.image_encoder.blocks:
+def _block_sites(blocks: Iterable[Block], width: int) -> Iterator[Site]:
+    for block in blocks:
         yield block, "norm1", width
         yield block.attn, "qkv", 3 * width
         yield block.attn, "proj", width

@@ -17,7 +17,8 @@ import torch
 from pydantic import PositiveInt
 from torch import Tensor, nn
 
-from methods.base import Context, SamMethod, register
+from methods.base import Context, register
+from methods.blockwise import BlockwiseMethod
 from methods.sam.model import SamSegmenter
 from methods.sam.sizes import size_of
 
@@ -38,7 +39,7 @@ class Prompts(nn.Module):
 
 
 @register("vpt")
-class VPT(SamMethod):
+class VPT(BlockwiseMethod):
     """Prompts of its own for every block; 12 tokens is the only number that gives the printed count."""
 
     title: ClassVar[str] = "VPT"
@@ -47,11 +48,10 @@ class VPT(SamMethod):
     num_tokens: PositiveInt = 12
 
     def added_parameters(self, context: Context) -> int:
-        size = size_of(context.backbone)
-        return size.depth * self.num_tokens * size.width
+        return self.num_blocks(context) * self.num_tokens * size_of(context.backbone).width
 
     def adapt(self, sam: SamSegmenter, context: Context) -> None:
         size = size_of(context.backbone)
         bound = math.sqrt(6 / (3 * size.patch**2 + size.width))  # Xavier's, for the patch embedding: the paper's code
-        for block in sam.image_encoder.blocks:
+        for block in self.blocks(sam, context):
             block.extra_kv = Prompts(self.num_tokens, size.width, bound=bound)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import csv
 import json
-import math
 import re
-import statistics
 from pathlib import Path
 
 import numpy as np
@@ -42,9 +41,11 @@ def test_an_example_has_at_most_20_lines_of_its_own(title):
 def test_the_method_example_trains_what_it_says():
     exec(compile(example("Add a method"), "README.md", "exec"), {"__name__": "readme_method"})
     context = methods.Context(backbone="tiny", checkpoint="none", image_size=64)
-    model = methods.create("layer_norm").build(context)
-    plain = methods.create("decoder_only").build(context)
-    assert model.count()["trainable"] - plain.count()["trainable"] == 12 * 2 * 2 * 192
+    plain = methods.create("decoder_only").build(context).count()["trainable"]
+    in_windows, global_ = 2 * (2 * 8 - 1) * 64, 2 * (2 * 4 - 1) * 64  # rows and columns of 8 and of all 4 tokens
+    for parameters, tables in [({}, 8 * in_windows + 4 * global_), ({"last_k": 2}, in_windows + global_)]:
+        model = methods.create("positions", parameters).build(context)
+        assert model.count()["trainable"] - plain == tables
 
 
 def test_the_dataset_example_opens_a_folder(tmp_path, monkeypatch):
@@ -89,17 +90,16 @@ def test_the_quoted_scores_are_the_published_ones():
         assert f"| {row} | {' | '.join(numbers)} |" in text
 
 
-def test_the_quoted_pairs_are_the_published_ones():
-    scores: dict[str, dict[int, float]] = {}
-    for path in PUBLISHED.glob("cells/*/result.json"):
-        result = json.loads(path.read_text())
-        own = scores.setdefault(result["resolved"]["method"]["title"], {})
-        own[result["resolved"]["seed"]] = 100 * result["scores"]["test"]["paper"]["iou"]
-    base = scores.pop("Decoder-only")
+def test_the_quoted_differences_are_the_published_ones():
+    """What the README says of the comparison with Conv-LoRA stands in the published one."""
+    (path,) = (PUBLISHED / "comparisons").glob("*-iou.csv")
+    with path.open(encoding="utf-8") as file:
+        reference, *others = csv.DictReader(file)
+    assert reference["row"] == "conv_lora" and not any(row["verdict"] for row in others)
+    assert [row["row"] for row in others if float(row["p"]) < 0.05] == ["decoder_only", "scratch"]
     text = " ".join(README.read_text(encoding="utf-8").split())
-    assert len(scores) == 9
-    for method, own in scores.items():
-        pairs = [own[seed] - base[seed] for seed in base]
-        error = statistics.stdev(pairs) / math.sqrt(len(pairs))
-        words = "from scratch" if method == "scratch" else method
-        assert f"{words} {statistics.mean(pairs):.2f} ± {error:.2f}" in text, method
+    for row, words in (("decoder_only", "points behind, 95 % interval "), ("scratch", "behind, ")):
+        (own,) = (one for one in others if one["row"] == row)
+        mean, low, high = (-float(own[key]) for key in ("difference", "high", "low"))
+        assert f"({mean:.1f} {words}{low:.1f} to {high:.1f})" in text, row
+    assert f"find a true difference of {float(reference['detectable']):.1f} points or more" in text

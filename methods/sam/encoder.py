@@ -7,11 +7,13 @@ changes the encoder only by filling slots of a block:
 * ``extra_kv``: a module that returns (n, C) tokens, which join every window's keys and values;
 * ``before_block``: applied to the block's input (B, H, W, C);
 * ``after_attention``, ``after_mlp``: applied to the branch's output before it joins the residual;
+* ``beside_attention``, ``beside_mlp``: modules that get the branch's input before and after its normalisation, two maps
+  (B, H, W, C), and return what joins the residual too;
 
 and of the encoder as a whole:
 
 * ``block_prompts``: a module that takes the images and their patch embeddings (B, H, W, C), without positions, and
-  yields for each block what is added to its input, (B, H, W, C);
+  yields for each block what is added to its input, (B, H, W, C) or a number;
 * ``taps``: indices of blocks whose outputs are handed out, for networks beside the encoder.
 """
 
@@ -66,6 +68,8 @@ class Block(nn.Module):
         self.before_block: nn.Module = nn.Identity()
         self.after_attention: nn.Module = nn.Identity()
         self.after_mlp: nn.Module = nn.Identity()
+        self.beside_attention: nn.Module | None = None
+        self.beside_mlp: nn.Module | None = None
 
     def forward(self, x: Tensor) -> tuple[Tensor, list[Decision]]:
         """(B, H, W, C) -> the same shape, and how the routed layer decided, if there is one.
@@ -85,10 +89,16 @@ class Block(nn.Module):
             attended = unpartition(self.attn(partition(tokens, self.window), extra), height, width)
         else:
             attended = self.attn(tokens, extra)
-        x = x + self.after_attention(attended)
-        x = x + self.after_mlp(self.mlp(self.norm2(x)))
+        x = _joined(x, tokens, self.after_attention(attended), self.beside_attention)
+        tokens = self.norm2(x)
+        x = _joined(x, tokens, self.after_mlp(self.mlp(tokens)), self.beside_mlp)
         decisions = [getattr(layer, "decision", None) for layer in self.attn.qkv.modules()]
         return x, [decision for decision in decisions if decision is not None]
+
+
+def _joined(x: Tensor, tokens: Tensor, branch: Tensor, beside: nn.Module | None) -> Tensor:
+    """The residual sum of a branch and of what works beside it on ``x`` and its normalised ``tokens``."""
+    return x + (branch if beside is None else branch + beside(x, tokens))
 
 
 def set_execution(model: nn.Module, execution: Execution) -> None:

@@ -40,7 +40,7 @@ def test_lists_become_the_tuples_of_an_immutable_value() -> None:
     ("name", "near"), [("lorra", "lora"), ("conv-lora", "conv_lora"), ("lora+convlora", "conv_lora")]
 )
 def test_an_unknown_method_gets_the_nearest_and_all(name: str, near: str) -> None:
-    with pytest.raises(UnknownName, match=f"unknown method.*'{near}'.*conv_lora, decoder_only, .*lora"):
+    with pytest.raises(UnknownName, match=f"unknown method.*'{near}'.*conv_lora, .*decoder_only, .*lora"):
         create(name)
 
 
@@ -143,7 +143,7 @@ def test_versions() -> None:
     assert version_of(create("vpt+conv_lora")) == [1, 1]
 
 
-PAIRS = ["conv_lora+vpt", "adapter+lora", "bitfit+vpt", "lora+sam_adapter", "inception+lst"]
+PAIRS = ["conv_lora+vpt", "adapter+lora", "bitfit+vpt", "lora+sam_adapter", "inception+lst", "convpass+vpt"]
 
 
 @pytest.mark.parametrize("name", PAIRS)
@@ -262,7 +262,16 @@ def plugin(name: str, slot: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(registry._classes, name, Filling)
 
 
-BLOCK_SLOTS = ("attn.qkv", "extra_kv", "before_block", "after_attention", "after_mlp", "mlp.lin1")
+BLOCK_SLOTS = (
+    "attn.qkv",
+    "extra_kv",
+    "before_block",
+    "after_attention",
+    "after_mlp",
+    "beside_attention",
+    "beside_mlp",
+    "mlp.lin1",
+)
 SLOTS = [*(f"block.{slot}" for slot in BLOCK_SLOTS), "image_encoder.block_prompts", "image_encoder.taps", "side"]
 
 

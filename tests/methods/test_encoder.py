@@ -158,6 +158,7 @@ def test_the_slots_of_a_block(window: int, roughen: Callable) -> None:
     block = Block(12, 3, window=window, grid=4)
     block.extra_kv = Prompts(2, 12)
     block.before_block, block.after_attention, block.after_mlp = (nn.Linear(12, 12) for _ in range(3))
+    block.beside_attention, block.beside_mlp = (nn.Bilinear(12, 12, 12) for _ in range(2))
     roughen(block, deviation=0.5).double()
     x = torch.randn(1, 4, 4, 12, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
 
@@ -165,8 +166,9 @@ def test_the_slots_of_a_block(window: int, roughen: Callable) -> None:
     extra, tokens = block.norm1(block.extra_kv()), block.norm1(entered)
     windows = partition(tokens, window or 4)[0]
     attended = unpartition(torch.stack([attend(block.attn, one, extra) for one in windows])[None], 4, 4)
-    halfway = entered + block.after_attention(attended)
-    expected = halfway + block.after_mlp(block.mlp(block.norm2(halfway)))
+    halfway = entered + block.after_attention(attended) + block.beside_attention(entered, tokens)
+    tokens = block.norm2(halfway)
+    expected = halfway + block.after_mlp(block.mlp(tokens)) + block.beside_mlp(halfway, tokens)
     out, decisions = block(x)
     assert_close(out, expected, 1e-12)
     assert decisions == []

@@ -22,7 +22,10 @@ from methods.randomness import image_keys
 from methods.sam import execution as executions
 from methods.trial import shake
 
-NAMES = ["lora", "conv_lora", "vpt", "lst", "sam_adapter", "ssf", "adapter", "bitfit", "full_finetune", "conv_lora+vpt"]
+NAMES = [
+    "lora", "conv_lora", "vpt", "lst", "sam_adapter", "ssf", "adapter", "bitfit", "convpass", "adaptformer", "norm",
+    "full_finetune", "conv_lora+vpt",
+]  # fmt: skip
 SIDE = 64
 HALVES = slice(0, 2), slice(2, 3)
 
@@ -94,7 +97,9 @@ def compiler(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("compiler")
-@pytest.mark.parametrize(("name", "checkpointing"), [("conv_lora", "blocks"), ("vpt", "selective")])
+@pytest.mark.parametrize(
+    ("name", "checkpointing"), [("conv_lora", "blocks"), ("vpt", "selective"), ("convpass", "none")]
+)
 def test_gradients_are_the_same_compiled(
     name: str, checkpointing: str, mini: str, batch: Callable, task_loss: TaskLoss
 ) -> None:
@@ -189,7 +194,12 @@ def test_what_vit_h_keeps_at_1024_px(monkeypatch: pytest.MonkeyPatch) -> None:
                 kept, operations = cost(model, torch.empty(4, 3, 1024, 1024))
             found[how] = kept / 2**30
             print(f"{how}: {found[how]:.2f} GiB, {operations / 4e12:.2f} TFLOP an image without attention's products")
+        model = methods.create("lora", {"last_k": 8}).build(Context(1, 1024, "vit_h", checkpoint="none")).train()
+        model.set_execution(Execution(attention="folded"))
+        with torch.autocast("cpu", torch.bfloat16):
+            last = cost(model, torch.empty(4, 3, 1024, 1024))[0] / 2**30
     assert found["blocks"] < 3 < found["selective"] < 0.8 * found["none"] < 18
+    assert last == pytest.approx(found["none"] * 8 / 32, rel=0.02), "the README says so"
 
 
 def test_a_lora_step_has_no_needless_product(batch: Callable) -> None:
