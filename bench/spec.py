@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -51,7 +52,8 @@ class Cell:
     @property
     def id(self) -> str:
         """``<dataset>-<method>-s<seed>-<hash8>``, safe as a folder's name."""
-        return f"{self.spec['dataset']['name']}-{self.spec['method']['name']}-s{self.spec['seed']}-{self._hash}"
+        names = f"{self.spec['dataset']['name']}-{self.spec['method']['name']}"
+        return f"{_safe(names)}-s{self.spec['seed']}-{self._hash}"
 
     @cached_property
     def _hash(self) -> str:
@@ -117,7 +119,7 @@ class SpeedCell(Cell):
     @property
     def id(self) -> str:
         """``speed-<method>-b<micro-batch>-<hash8>``."""
-        return f"speed-{self.spec['method']['name']}-b{self.spec['machine']['micro_batch']}-{self._hash}"
+        return f"speed-{_safe(self.spec['method']['name'])}-b{self.spec['machine']['micro_batch']}-{self._hash}"
 
     def regime(self) -> regimes.Regime:
         """The released recipe, with its batch raised to the next multiple of the micro-batch."""
@@ -145,6 +147,11 @@ class SpeedCell(Cell):
 def cell_of(spec: dict[str, Any]) -> Cell:
     """The cell that a recorded specification describes."""
     return SpeedCell(spec) if spec.get("kind") == SPEED else Cell(spec)
+
+
+def _safe(name: str) -> str:
+    """Plugins' names as a part of a file's name: "peft:lora" is ``peft_lora``. The hash tells cells apart."""
+    return re.sub(r"[^\w+.-]", "_", name)
 
 
 def _described(method: Method) -> dict[str, Any]:

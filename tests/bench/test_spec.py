@@ -195,7 +195,11 @@ def test_a_cell_gives_back_what_it_was_made_of():
 
 def test_the_record_holds_every_value_it_ran_with():
     resolved = json.loads(json.dumps(cell(parameters={"rank": 6}, shots=2).resolved()))
-    assert resolved["method"] == {"name": "lora", "title": "LoRA", "parameters": {"rank": 6, "alpha": 32.0}}
+    assert resolved["method"] == {
+        "name": "lora",
+        "title": "LoRA",
+        "parameters": {"last_k": None, "rank": 6, "alpha": 32.0},
+    }
     assert resolved["dataset"]["parameters"] == TINY | {"style": "mixed"}
     assert resolved["dataset"]["shots"] == 2
     assert resolved["regime"]["lr"] == 1e-4
@@ -209,9 +213,9 @@ def test_the_record_holds_every_value_it_ran_with():
 
 
 def test_an_id_is_safe_as_a_name_and_says_what_it_is():
-    name = cell("conv_lora+vpt", seed=7).id
-    assert name.startswith("shapes-conv_lora+vpt-s7-")
-    assert "/" not in name
+    assert cell("conv_lora+vpt", seed=7).id.startswith("shapes-conv_lora+vpt-s7-")
+    named = [Cell(cell().spec | {"method": {"name": name, "version": 1}}).id for name in ("peft:lora", "peft/lora")]
+    assert all(name.startswith("shapes-peft_lora-s0-") for name in named) and named[0] != named[1]
 
 
 @pytest.mark.parametrize("shots", [0, -1, "5", True])
