@@ -1,0 +1,1 @@
+"""Networks of the domain-specific systems, and the parts that several of them share."""
