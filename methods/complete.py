@@ -11,8 +11,12 @@ from __future__ import annotations
 
 import abc
 import logging
-from collections.abc import Callable, Sequence
+import socket
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +24,7 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from methods.base import Context, Embedding, Method, Model, Output, TaskLoss
+from methods.randomness import uniform
 
 log = logging.getLogger("methods")
 
@@ -35,6 +40,28 @@ class Answers(Output):
     """
 
     others: tuple[Tensor, ...] = ()
+
+
+class KeyedDropout(nn.Module):
+    """Dropout whose draws are functions of the images' keys, so that a training that goes on repeats them.
+
+    :class:`CompleteMethod` puts it in the place of ``nn.Dropout``. Without keys nothing is dropped.
+
+    Args:
+        p: how probably a value is dropped.
+        salt: tells apart the layers of a network.
+    """
+
+    def __init__(self, p: float, *, salt: int) -> None:
+        super().__init__()
+        self.p, self.salt = p, salt
+        self.keys: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        if not self.training or self.keys is None:
+            return x
+        kept = uniform(self.keys, x.shape[1:], self.salt) > self.p
+        return x * kept / (1 - self.p)
 
 
 class CompleteModel(Model):
@@ -67,6 +94,8 @@ class CompleteModel(Model):
         for module in self.modules():
             if isinstance(module, _BatchNorm):
                 module.train(self.training and len(images) > 1)
+            elif isinstance(module, KeyedDropout):
+                module.keys = keys
         images = (images - self.pixel_mean) / self.pixel_std
         if images.shape[-1] != self.side:
             images = F.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)
@@ -74,12 +103,14 @@ class CompleteModel(Model):
         return Embedding(first, {}, taps=tuple(rest))
 
     def decode(self, embedding: Embedding) -> Answers:
-        size = (self.image_size, self.image_size)
-        full = [
-            F.interpolate(answer.float(), size, mode="bilinear", align_corners=False)
-            for answer in self.answers((embedding.features, *embedding.taps))
-        ]
-        return Answers(full[0], others=tuple(full[1:]))
+        first, *others = map(self._at_input_size, self.answers((embedding.features, *embedding.taps)))
+        return Answers(first, others=tuple(others))
+
+    def _at_input_size(self, answer: Tensor) -> Tensor:
+        answer, size = answer.float(), (self.image_size, self.image_size)
+        if answer.shape[-2:] == size:
+            return answer
+        return F.interpolate(answer, size, mode="bilinear", align_corners=False)
 
     def probabilities(self, output: Output) -> Tensor:
         if self.num_classes == 1:
@@ -116,7 +147,8 @@ def with_imagenet_weights(make: Callable[[bool], nn.Module], context: Context, *
     backbone = None
     if context.checkpoint != "none":
         try:
-            backbone = make(True)
+            with _no_long_wait():
+                backbone = make(True)
         except (OSError, RuntimeError, ValueError) as error:
             first = next(iter(str(error).strip().splitlines()), type(error).__name__)
             log.warning("RANDOM BACKBONE: the ImageNet weights of %s cannot be had (%s)", name, first)
@@ -126,6 +158,23 @@ def with_imagenet_weights(make: Callable[[bool], nn.Module], context: Context, *
         backbone = make(False)
     torch.manual_seed(context.seed)  # what is drawn next does not depend on what the backbone drew
     return backbone, random
+
+
+@contextmanager
+def _no_long_wait() -> Iterator[None]:
+    """timm's weights come from a hub whose library asks for a minute when nobody answers; five seconds tell as much."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_OFFLINE
+    if not (before or getproxies()):
+        try:
+            socket.create_connection((urlsplit(constants.ENDPOINT).hostname, 443), timeout=5).close()
+        except OSError:
+            constants.HF_HUB_OFFLINE = True  # what is cached is still found
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before
 
 
 class CompleteMethod(Method):
@@ -142,4 +191,9 @@ class CompleteMethod(Method):
         self.refuse_unsupported(context)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
-            return self.model(context).requires_grad_(True)
+            model = self.model(context)
+        dropping = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Dropout) and layer.p]
+        for salt, (path, layer) in enumerate(dropping):
+            parent, _, name = path.rpartition(".")
+            setattr(model.get_submodule(parent), name, KeyedDropout(layer.p, salt=salt))
+        return model.requires_grad_(True)

@@ -32,8 +32,8 @@ def orientations(masks: Tensor) -> Tensor:
     """Of masks (B, H, W): for each pixel the number of its bin, (B, H, W) uint8, on their device.
 
     Bin i has the directions from 10 i up to 10 (i + 1) degrees, clockwise from the one along the rows; what is no road
-    has :data:`BACKGROUND`. Computed on the CPU: 8 to 14 ms for a tile of
-    Massachusetts at 512 pixels a side, 33 to 46 ms at 1024.
+    has :data:`BACKGROUND`. Computed on one core of a CPU: 8 to 14 ms for a Massachusetts tile at 512 pixels a side,
+    33 to 46 ms at 1024.
     """
     import numpy as np
 
