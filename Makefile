@@ -18,14 +18,13 @@ BASELINE ?=
 
 .PHONY: demo test test-real bench bench-gpu clean
 
-demo: $(VENV)/ready  ## four methods on generated images, three seeds each, and the table (minutes)
+demo: $(VENV)/ready  ## four methods on generated images, three seeds each, the table and the report (minutes)
 	$(PY) -m bench.run --matrix demo --devices $(DEVICES)
 	$(PY) -m analysis.tables
 	@echo
-	@echo "Where to look next"
-	@echo "  the cells' files     results/cells/<id>/   (result.json, history.jsonl, log.txt, the adapter)"
-	@echo "  curves and runs      $(VENV)/bin/mlflow ui     then http://127.0.0.1:5000, experiment sam-peft"
-	@echo "  your data, one GPU   README.md, 'A first real run'"
+	@echo "Curves and runs: $(VENV)/bin/mlflow ui. A cell's files: results/cells/<id>/. Your data, one GPU: README.md."
+	@echo
+	$(PY) -m analysis.report
 
 test: $(VENV)/ready  ## all tests; real images where BENCH_TEST_DATA names them
 	$(PY) -m pytest
