@@ -27,11 +27,11 @@ if TYPE_CHECKING:
 
 ROOM = Path(__file__).resolve().parent
 TRAINED_ON = ("train", "validation")
-TRAINING = ("training.py", "data.py", "embeddings.py", "losses/__init__.py")
+TRAINING = ("training.py", "data.py", "squash.py", "embeddings.py", "losses/__init__.py")
 BINARY_LOSS = ("losses/binary.py",)
 SEVERAL_CLASSES_LOSS = ("losses/set_prediction.py", "losses/matching.py", "losses/points.py")
 TIMING = ("training.py", "embeddings.py", "losses/*.py", "timing/clock.py", "timing/operations.py", "timing/work.py")
-EVALUATION = ("evaluation.py", "prediction.py", "scoring.py", "data.py", "embeddings.py", "metrics/*.py")
+EVALUATION = ("evaluation.py", "prediction.py", "scoring.py", "data.py", "squash.py", "embeddings.py", "metrics/*.py")
 
 
 @cache
@@ -64,35 +64,41 @@ def digest(texts: Iterable[str]) -> str:
 
 @cache
 def module_digest(module: str) -> str:
-    """Digest of a module together with all it imports from its own top-level package."""
+    """Digest of a module together with all it imports from its own top-level package, and from our rooms of plugins.
+
+    A plugin of another package is so made of its own code and of ours that it builds on.
+    """
     found: dict[str, str] = {}
     waiting = [module]
-    package = module.partition(".")[0]
+    followed = {module.partition(".")[0], "methods", "datasets"}
     while waiting:
         name = waiting.pop()
         path = None if name in found else _file_of(name)
         if path is not None:
             found[name] = path.read_text(encoding="utf-8")
-            waiting += [other for other in _imports(found[name]) if other.partition(".")[0] == package]
+            package = name if path.name == "__init__.py" else name.rpartition(".")[0]
+            waiting += [other for other in _imports(found[name], package) if other.partition(".")[0] in followed]
     return digest(stripped(found[name]) for name in sorted(found))
 
 
 def _file_of(module: str) -> Path | None:
     try:
         spec = importlib.util.find_spec(module)
-    except ModuleNotFoundError:
+    except ImportError:
         return None  # "from package.module import name" also yields package.module.name, which is no module
     return Path(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
 @cache
-def _imports(source: str) -> set[str]:
+def _imports(source: str, package: str) -> set[str]:
+    """What a module of ``package`` imports, anywhere in it."""
     names: set[str] = set()
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+        elif isinstance(node, ast.ImportFrom):
+            origin = importlib.util.resolve_name("." * node.level + (node.module or ""), package)
+            names |= {origin, *(f"{origin}.{alias.name}" for alias in node.names)}
     return names
 
 

@@ -1,7 +1,8 @@
 """What metrics take of a model's probabilities, at either of the two sizes at which they are compared.
 
 Of binary masks (``num_classes`` 1) that is the probability itself, and of several classes the index of the largest
-score, decided at the size at which it is compared.
+score, decided at the size at which it is compared. This module imports nothing of the project, so that every room may
+import it.
 """
 
 from __future__ import annotations
@@ -22,17 +23,25 @@ def at_image_size(probabilities: Tensor, num_classes: int) -> Tensor:
     return probabilities if num_classes == 1 else probabilities.argmax(1).to(torch.uint8)
 
 
-def at_mask_size(probabilities: Tensor, size: tuple[int, int], num_classes: int) -> Tensor:
-    """One image at its mask's own size: uint8 of that size, probabilities in 8 bits or class indices, on its device.
+def resized(probabilities: Tensor, size: tuple[int, int], num_classes: int) -> Tensor:
+    """One image's probabilities, or scores of each class, bilinearly at another size: (K, H, W), K = ``num_classes``.
 
     Args:
         probabilities: of this image alone, (S, S) or scores (K, S, S).
-        size: (H, W) of the mask.
+        size: (H, W).
         num_classes: as in ``methods.Context``.
     """
     channels = probabilities.reshape(1, num_classes, *probabilities.shape[-2:])
-    resized = F.interpolate(channels, size, mode="bilinear", align_corners=False)[0]
-    taken = (resized[0] * 255).round() if num_classes == 1 else resized.argmax(0)
+    return F.interpolate(channels, size, mode="bilinear", align_corners=False)[0]
+
+
+def at_mask_size(probabilities: Tensor, size: tuple[int, int], num_classes: int) -> Tensor:
+    """One image at its mask's own size: uint8 of that size, probabilities in 8 bits or class indices, on its device.
+
+    Takes what :func:`resized` does.
+    """
+    large = resized(probabilities, size, num_classes)
+    taken = (large[0] * 255).round() if num_classes == 1 else large.argmax(0)
     return taken.to(torch.uint8)
 
 

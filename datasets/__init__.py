@@ -4,6 +4,7 @@ One file a dataset; :mod:`datasets.base` holds the contract. The name is also th
 package: run from the project's folder, so that this one comes first.
 """
 
+from bench.squash import squash_image, squash_map, squash_mask
 from datasets.base import (
     IGNORE,
     Dataset,
@@ -18,7 +19,6 @@ from datasets.base import (
     registry,
 )
 from datasets.few_shot import few_shot
-from datasets.squash import squash_image, squash_map, squash_mask
 
 __all__ = [
     "IGNORE",

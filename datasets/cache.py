@@ -33,7 +33,7 @@ SHARD = 32
 """Samples in a shard; what an interrupted preparation loses."""
 
 _FORMAT = 1
-"""Raised whenever datasets/squash.py or the shards change, so that older caches are no longer found."""
+"""Raised whenever bench/squash.py or the shards change, so that older caches are no longer found."""
 
 
 class _Place(NamedTuple):

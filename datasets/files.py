@@ -16,12 +16,12 @@ from typing import ClassVar
 import numpy as np
 from PIL import Image
 
+from bench.squash import squash_picture
 from datasets.base import IGNORE, Dataset, DatasetBroken, Split
 from datasets.encoding import Encoding, UnknownColour, threshold
 from datasets.inspection import Inspected, check_depth, inspect_files
 from datasets.layout import Found, Layout, locate
 from datasets.pairing import Pair, Problem
-from datasets.squash import squash_picture
 
 _LISTED = 20
 

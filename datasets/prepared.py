@@ -24,9 +24,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from filelock import FileLock, Timeout
 
+from bench.squash import squash_mask
 from datasets.base import Dataset, Split, load
 from datasets.cache import SHARD, Cache, is_whole, shard_path, write_shard
-from datasets.squash import squash_mask
 
 _QUIET_SECONDS = 5
 _REMEDY = "Make room there, name another folder with BENCH_CACHE, or choose a smaller --image-size"

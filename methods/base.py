@@ -8,7 +8,7 @@ The harness sees :class:`Model` only and never asks which method it is.
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
@@ -21,6 +21,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bench.registry import Registry
 
 if TYPE_CHECKING:
+    import numpy as np
+
+    from methods.predict import Picture
     from methods.sam.model import SamSegmenter
 
 
@@ -121,6 +124,9 @@ class Model(nn.Module, abc.ABC):
     Attributes:
         num_classes: as in :class:`Context`.
         aux_weights: weight of each auxiliary loss, by its name; an absent name weighs nothing.
+        kept: names of frozen values that an adapter file holds too, as they are no function of the checkpoint alone;
+            changed in place.
+        image_size, precision: how :meth:`predict` computes: the side of the input in pixels, and "fp32" or "bf16".
         random_backbone: whether the pretrained weights it should start from are random ones; None where the backbone's
             checkpoint decides that.
     """
@@ -129,6 +135,9 @@ class Model(nn.Module, abc.ABC):
         super().__init__()
         self.num_classes = num_classes
         self.aux_weights: dict[str, float] = {}
+        self.kept: set[str] = set()
+        self.image_size: int | None = None
+        self.precision = "fp32"
         self.random_backbone: bool | None = None
 
     @property
@@ -201,6 +210,15 @@ class Model(nn.Module, abc.ABC):
             classes = output.classes.float().softmax(-1)[..., :-1]
             return torch.einsum("bnk,bnhw->bkhw", classes, output.masks.float().sigmoid())
 
+    def predict(self, picture: Picture | Sequence[Picture]) -> np.ndarray | list[np.ndarray]:
+        """Class indices of a picture of any size at that size, (H, W) uint8; a list gives a list.
+
+        Of binary masks 0 and 1. :mod:`methods.predict` says what a picture is, and gives probabilities too.
+        """
+        from methods.predict import masks
+
+        return masks(self, picture)
+
     @property
     def batch_statistics(self) -> bool:
         """Whether an image's loss depends on the others in its forward pass; batches are then never cut in pieces."""
@@ -211,10 +229,11 @@ class Model(nn.Module, abc.ABC):
         return {name: p for name, p in self.named_parameters() if p.requires_grad}
 
     def state(self) -> dict[str, Tensor]:
-        """All that training changes, by name: what is trained, and running statistics; what an adapter file holds."""
+        """What an adapter file holds, by name: what is trained, running statistics, and what is ``kept``."""
         norms = [(path, module) for path, module in self.named_modules() if isinstance(module, _BatchNorm)]
         running = {f"{path}.{name}": buffer for path, norm in norms for name, buffer in norm.named_buffers()}
-        return self.trainable() | running
+        named = {**dict(self.named_parameters()), **dict(self.named_buffers())}
+        return self.trainable() | running | {name: named[name] for name in sorted(self.kept)}
 
     def count(self) -> dict[str, int]:
         """Numbers of parameters: ``trainable`` and ``total``."""
@@ -254,6 +273,10 @@ class Method(BaseModel, abc.ABC):
     def added_parameters(self, context: Context) -> int | None:
         """How many parameters it trains beside the mask decoder, by its own formula; None if it states none."""
         return None
+
+    def export_extras(self, model: Model, folder: Path) -> list[Path]:
+        """Write what other programs read beside a trained model's adapter into ``folder``; the files written."""
+        return []
 
     @abc.abstractmethod
     def build(self, context: Context) -> Model:

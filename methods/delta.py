@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from methods.base import Context, Method, Model
+from methods.base import Context, Model
 
 WEIGHTS, CARD = "adapter.safetensors", "adapter.json"
 
@@ -63,28 +64,67 @@ def restore(model: Model, folder: Path) -> None:
             parameter.copy_(state[name])
 
 
-def load(folder: str | Path) -> Model:
+def load(folder: str | Path, *, checkpoint: str | Path | None = None) -> Model:
     """The trained model of a cell or an exported adapter, ready to predict.
+
+    Args:
+        folder: a done cell's, or what ``python -m methods export`` made.
+        checkpoint: the backbone's weights, where they lie elsewhere than the adapter says: a name or a path.
 
     Raises:
         FileNotFoundError: ``folder`` holds no adapter.
-        AdapterError: the backbone found under the recorded name is not the one it was trained on.
+        AdapterError: the backbone found is not the one it was trained on.
     """
     from methods.compose import create
-    from methods.sam.checkpoints import resolve
 
     folder = Path(folder)
+    card = read_card(folder)
+    context = context_of(card, checkpoint)
+    check_backbone(folder, card, context)
+    model = create(card["method"]["name"], card["method"]["parameters"]).build(context)
+    restore(model, folder)
+    model.image_size, model.precision = context.image_size, card.get("precision", model.precision)
+    return model.eval()
+
+
+def read_card(folder: Path) -> dict[str, Any]:
+    """What lies beside the weights in a cell's or an exported folder.
+
+    Raises:
+        FileNotFoundError: it is not there.
+    """
     if not (folder / CARD).is_file():
         raise FileNotFoundError(f"{folder} holds no {CARD}; a finished cell's folder does: results/cells/<id>")
-    card = json.loads((folder / CARD).read_text())
-    method: Method = create(card["method"]["name"], card["method"]["parameters"])
+    return json.loads((folder / CARD).read_text())
+
+
+def context_of(card: dict[str, Any], checkpoint: str | Path | None = None) -> Context:
+    """What an adapter's model is built for; ``checkpoint`` in place of its own."""
     context = Context(**card["context"])
-    found = resolve(context.backbone, context.checkpoint).digest()
-    if found != card["backbone_digest"]:
-        raise AdapterError(
-            f"{folder} was trained on {context.backbone} with digest {card['backbone_digest'][:12]}, "
-            f"but {context.checkpoint!r} is now {found[:12]}"
-        )
-    model = method.build(context)
-    restore(model, folder)
-    return model.eval()
+    return context if checkpoint is None else replace(context, checkpoint=str(checkpoint))
+
+
+def check_backbone(folder: Path, card: dict[str, Any], context: Context) -> None:
+    """Refuse another backbone than the one an adapter was trained on.
+
+    Raises:
+        AdapterError: the message has names and digests of both.
+    """
+    from methods.sam.checkpoints import CheckpointError, looks_like, resolve
+
+    before, wanted = Context(**card["context"]), card["backbone_digest"]
+    begins = f"{folder} was trained on {_described(before.backbone, Path(before.checkpoint).name, wanted)}"
+    remedy = "Where that one lies: methods.load(DIR, checkpoint=PATH), or --checkpoint PATH of a command"
+    try:
+        found = resolve(context.backbone, context.checkpoint)
+    except CheckpointError as error:
+        raise AdapterError(f"{begins}, but {str(error).partition('. ')[0]}. {remedy}") from None
+    digest = found.digest()
+    if digest != wanted:
+        own = None if found.random or found.official else looks_like(found.load())
+        raise AdapterError(f"{begins}, but here is {_described(own or context.backbone, found.name, digest)}. {remedy}")
+
+
+def _described(backbone: str, checkpoint: str, digest: str) -> str:
+    weights = "random weights" if digest == "random" else f"{checkpoint}, digest {digest[:12]}"
+    return f"{backbone} ({weights})"

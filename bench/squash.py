@@ -2,7 +2,8 @@
 
 The paper's protocol resizes both sides to the model's size and gives up the aspect. Pillow filters when
 it shrinks (antialiasing) and other libraries do not, so numbers are comparable only if everything goes
-through here: training, both scoring protocols, and figures.
+through here: training, both scoring protocols, figures, and trained models that are used. This module imports nothing
+of the project, so that every room may import it.
 """
 
 from __future__ import annotations
