@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import itertools
+import logging
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,9 +20,10 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, NonNegativeI
 from bench.backends.section import Section, section
 from bench.fit import fits
 from bench.regime import Regime
-from bench.registry import UnknownName
+from bench.registry import PluginError, UnknownName
 from bench.spec import SPEED, Cell, make_cell
 
+log = logging.getLogger("bench.matrix")
 FOLDER = Path(__file__).resolve().parent / "matrices"
 SETTINGS = ("backbone", "checkpoint", "image_size", "precision")
 LISTED = frozenset(key for key, info in Regime.model_fields.items() if get_origin(info.annotation) is tuple)
@@ -140,25 +142,28 @@ def _describe(error: ValidationError) -> Iterator[str]:
 def override(matrix: Matrix, settings: Mapping[str, Any]) -> Matrix:
     """The matrix with settings (``backbone``, ``seeds`` ...) or regime values (``epochs`` ...) changed in every cell.
 
+    ``methods`` puts others in the place of those of every block that trains, and leaves the other blocks out.
+
     Raises:
-        MatrixError: a key that is neither.
+        MatrixError: a key that is none of these.
     """
-    top = {*SETTINGS, "seeds"}
+    top = {*SETTINGS, "seeds", "methods"}
     for key in settings:
         if key not in top and key not in Regime.model_fields:
             raise MatrixError(str(UnknownName("--set key", key, [*top, *Regime.model_fields])))
     fixed = {k: v for k, v in settings.items() if k in top}
     if isinstance(fixed.get("seeds"), int):
         fixed["seeds"] = [fixed["seeds"]]
+    methods = fixed.pop("methods", None)
+    others = {} if methods is None else {"methods": methods.split(",") if isinstance(methods, str) else methods}
     regime = {k: v for k, v in settings.items() if k not in top}
     blocks = []
     for block in matrix.cells:
-        changed = block.model_dump(exclude_unset=True) | fixed
-        if block.kind == SPEED:
-            changed.pop("seeds", None)
-        else:
-            changed["regime"] = _regime(block.regime) | regime
-        blocks.append(changed)
+        changed = block.model_dump(exclude_unset=True) | fixed | others
+        if block.kind != SPEED:
+            blocks.append(changed | {"regime": _regime(block.regime) | regime})
+        elif methods is None:
+            blocks.append({key: value for key, value in changed.items() if key != "seeds"})
     try:
         return Matrix(**{**matrix.model_dump(), **fixed, "cells": blocks})
     except ValidationError as error:
@@ -188,23 +193,27 @@ def axes(values: Mapping[str, Any], listed: frozenset[str] = frozenset()) -> Ite
 def entries(given: list[str | Entry], registry: Any) -> Iterator[tuple[str, dict[str, Any], bool]]:
     """(name, parameters, whether it was not named) of each entry.
 
-    ``"*"`` names nothing and stands for every registered plugin that needs no parameters.
+    ``"*"`` names nothing and stands for every registered plugin that needs no parameters and can be imported, but for
+    those of a library ("peft:lora"), which are many and alike.
     """
     for entry in given:
         fields = {"name": entry} if isinstance(entry, str) else entry.model_dump()
         parameters = {k: v for k, v in fields.items() if k != "name"}
         for name in _as_list(fields["name"]):
-            every = [one for one in registry.names() if _complete(registry[one])] if name == "*" else [name]
+            every = [one for one in registry.names() if ":" not in one and _complete(one, registry)] if name == "*" else [name]
             for one in every:
                 for combination in axes(parameters, _list_fields(one, registry)):
                     yield one, combination, name == "*"
 
 
-def _complete(plugin: type[BaseModel]) -> bool:
-    """Whether it can be made with its defaults alone."""
+def _complete(name: str, registry: Any) -> bool:
+    """Whether it can be made with its defaults alone; of one that cannot even be imported the log tells."""
     try:
-        plugin()
+        registry[name]()
     except ValidationError:
+        return False
+    except PluginError as error:
+        log.warning('"*" goes without one: %s', error)
         return False
     return True
 
@@ -317,7 +326,8 @@ def select(entered: list[Entered], filters: Mapping[str, list[str]]) -> list[Ent
         present = {_property(item.cell, key) for item in entered}
         for value in wanted:
             if value not in present:
-                raise MatrixError(str(UnknownName(f"{key} in this matrix", value, present)))
+                hint = f" In place of its methods: --set methods={value}" if key == "method" else ""
+                raise MatrixError(f"{UnknownName(f'{key} in this matrix', value, present)}{hint}")
     return [item for item in entered if all(_property(item.cell, key) in wanted for key, wanted in filters.items())]
 
 
