@@ -193,22 +193,24 @@ def axes(values: Mapping[str, Any], listed: frozenset[str] = frozenset()) -> Ite
 def entries(given: list[str | Entry], registry: Any) -> Iterator[tuple[str, dict[str, Any], bool]]:
     """(name, parameters, whether it was not named) of each entry.
 
-    ``"*"`` names nothing and stands for every registered plugin that needs no parameters and can be imported, but for
-    those of a library ("peft:lora"), which are many and alike.
+    ``"*"`` names nothing and stands for every registered plugin that needs no parameters, can be imported and does not
+    say that it wants to be asked for by name (``starred``).
     """
     for entry in given:
         fields = {"name": entry} if isinstance(entry, str) else entry.model_dump()
         parameters = {k: v for k, v in fields.items() if k != "name"}
         for name in _as_list(fields["name"]):
-            every = [one for one in registry.names() if ":" not in one and _complete(one, registry)] if name == "*" else [name]
+            every = [one for one in registry.names() if _starred(one, registry)] if name == "*" else [name]
             for one in every:
                 for combination in axes(parameters, _list_fields(one, registry)):
                     yield one, combination, name == "*"
 
 
-def _complete(name: str, registry: Any) -> bool:
-    """Whether it can be made with its defaults alone; of one that cannot even be imported the log tells."""
+def _starred(name: str, registry: Any) -> bool:
+    """Whether "*" stands for it; of one that cannot even be imported the log tells."""
     try:
+        if not getattr(registry[name], "starred", True):
+            return False
         registry[name]()
     except ValidationError:
         return False

@@ -1,56 +1,20 @@
-"""``python -m methods``: what methods there are and what they train; ``python -m methods check NAME`` tries one.
+"""``python -m methods``: what methods there are and what they train.
 
-Counts come from models on torch's meta device: nothing is allocated or drawn, so any backbone is counted at once.
+``python -m methods check NAME`` tries one, ``python -m methods export ID --out DIR`` writes down what one has learned.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
-from typing import Any
-
-import torch
+from pathlib import Path
 
 from bench.registry import assignments
-from methods import Context, create, registry
-from methods.sam import SIZES, size_of
-
-
-def count(name: str, backbone: str, classes: int = 1) -> dict[str, Any]:
-    """One method's parameters on a backbone at its native image size, and what the paper prints for vit_h."""
-    method = create(name)
-    side = size_of(backbone).native
-    with torch.device("meta"):
-        model = method.build(Context(num_classes=classes, backbone=backbone, checkpoint="none", image_size=side))
-    found = model.count()
-    return {
-        "name": name,
-        **found,
-        "share_percent": round(100 * found["trainable"] / found["total"], 4),
-        "paper_trainable_m": method.paper_trainable_m,
-        "evidence": method.evidence,
-    }
-
-
-def show(rows: Sequence[dict[str, Any]], backbone: str, classes: int) -> None:
-    """The list for people."""
-    from rich.console import Console
-    from rich.table import Table
-
-    several = f", {classes} classes, {Context().mask_tokens} queries" if classes > 1 else ""
-    title = f"methods on {backbone}{several}; the paper's counts are for vit_h"
-    table = Table(box=None, header_style="bold", title=title, title_justify="left", padding=(0, 2, 0, 0))
-    for column, side in [("method", "left"), ("trainable", "right"), ("total", "right"), ("%", "right")]:
-        table.add_column(column, justify=side, no_wrap=True)
-    table.add_column("paper M", justify="right", no_wrap=True)
-    table.add_column("structure", no_wrap=True)
-    for row in rows:
-        paper = "" if row["paper_trainable_m"] is None else f"{row['paper_trainable_m']:.2f}"
-        numbers = f"{row['trainable']:,}", f"{row['total']:,}", f"{row['share_percent']:.2f}"
-        table.add_row(row["name"], *numbers, paper, row["evidence"])
-    Console(highlight=False).print(table)
+from methods import listing, registry
+from methods.sam import SIZES
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -66,6 +30,12 @@ def main(words: Sequence[str] | None = None) -> int:
         "parameters", nargs="*", metavar="KEY=VALUE", help="its parameters, e.g. rank=6 or vpt.num_tokens=5"
     )
     check.add_argument("--backbone", dest="check_backbone", default="tiny", help="default: tiny")
+    export = commands.add_parser("export", help="write what a done cell has learned into a folder of its own")
+    export.add_argument("id", help="the cell's id, or the beginning of it")
+    export.add_argument("--out", type=Path, required=True, metavar="DIR", help="a new folder")
+    export.add_argument("--results", type=Path, default=Path("results"), help="results folder (default: results)")
+    export.add_argument("--merged", action="store_true", help="add a checkpoint for segment_anything")
+    export.add_argument("--checkpoint", metavar="PATH", help="the backbone's weights, where they are not found by name")
     options = parser.parse_args(words)
     if options.classes < 1:
         parser.error(f"--classes {options.classes}: 1 for binary masks, or the number of classes with the background")
@@ -76,15 +46,32 @@ def main(words: Sequence[str] | None = None) -> int:
             example = 'check "conv_lora+vpt" vpt.num_tokens=5'
             parameters = assignments(options.parameters, name="check", form="KEY=VALUE", example=example)
             return check_method(options.name, parameters, backbone=options.check_backbone)
-        names = [name for name in registry.names() if options.classes == 1 or create(name).several_classes]
-        rows = [count(name, options.backbone, options.classes) for name in names]
+        if options.command == "export":
+            return _export(options)
+        return _list(options)
     except ValueError as error:
+        if os.environ.get("BENCH_TRACEBACK"):
+            raise
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def _export(options: argparse.Namespace) -> int:
+    from methods.export import export, find
+
+    cell = find(options.results, options.id)
+    for path in export(cell, options.out, merged=options.merged, checkpoint=options.checkpoint):
+        print(f"{path}  {path.stat().st_size:,} bytes")
+    return 0
+
+
+def _list(options: argparse.Namespace) -> int:
+    rows = listing.entries(options.backbone, options.classes)
     if options.json:
         print(json.dumps(rows, indent=1))
     else:
-        show(rows, options.backbone, options.classes)
+        listing.show(rows, options.backbone, options.classes)
+    registry.tell()
     return 0
 
 

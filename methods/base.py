@@ -252,6 +252,7 @@ class Method(BaseModel, abc.ABC):
         starts_as_sam: before the first step its masks are those of the frozen SAM, bit for bit.
         no_gradient: patterns of trained parameters' names that need not get a gradient.
         several_classes: it can be built for more than binary masks; see :meth:`refuse_unsupported`.
+        starred: "*" in a matrix stands for it too; what is large, or one of many alike, is asked for by name.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -265,6 +266,7 @@ class Method(BaseModel, abc.ABC):
     # Softmax ignores what is added to the scores of all keys alike.
     no_gradient: ClassVar[tuple[str, ...]] = (r"mask_decoder\..*k_proj\.bias",)
     several_classes: ClassVar[bool] = True
+    starred: ClassVar[bool] = True
 
     def caveats(self, context: Context) -> tuple[str, ...]:
         """What has to be said wherever its numbers stand, each a clause without a full stop."""

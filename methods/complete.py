@@ -15,6 +15,7 @@ import socket
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import ClassVar
 from urllib.parse import urlsplit
 from urllib.request import getproxies
 
@@ -182,6 +183,8 @@ class CompleteMethod(Method):
 
     ``model`` makes it; what it draws depends on the seed alone.
     """
+
+    starred: ClassVar[bool] = False
 
     @abc.abstractmethod
     def model(self, context: Context) -> CompleteModel:

@@ -107,6 +107,7 @@ class PeftMethod(SamMethod):
 
     evidence: ClassVar[str] = "Hugging Face peft"
     starts_as_sam: ClassVar[bool] = True
+    starred: ClassVar[bool] = False
     config_class: ClassVar[str]
     fixed: ClassVar[dict[str, Any]] = {}
     drawn: ClassVar[tuple[str, ...]] = ()

@@ -13,7 +13,7 @@ from bench.matrix import Entered, MatrixError, expand, override, read, select
 
 TOP = 'name = "mine"\nbackbone = "tiny"\nimage_size = 64\n'
 BINARY = ("polyps", "isic2017", "camouflage", "sbu", "leaf", "road")
-OURS = [name for name in methods.registry.names() if ":" not in name]
+STARRED = [name for name in methods.registry.names() if methods.registry[name].starred]
 TABLES = dict(zip((f"table{number}" for number in range(5, 11)), BINARY, strict=True))
 BLOCK = '[[cells]]\ndatasets = ["shapes"]\nmethods = ["lora"]\n'
 
@@ -110,9 +110,10 @@ def test_a_regime_can_be_a_presets_name(cells):
     assert found.cell.regime().optimizer == "adam"
 
 
-def test_a_star_stands_for_every_plugin_of_ours(cells):
+def test_a_star_stands_for_every_plugin_but_those_asked_for_by_name(cells):
+    assert {"lora", "scratch"} < set(STARRED) and not {"pranet", "peft:lora"} & set(STARRED)
     found = cells(block(methods='["*"]'))
-    assert [item.cell.spec["method"]["name"] for item in found] == OURS
+    assert [item.cell.spec["method"]["name"] for item in found] == STARRED
     found = cells(block(datasets='["*"]'))
     needs_parameters = {"folder"}
     assert {item.cell.spec["dataset"]["name"] for item in found} == set(datasets.registry.names()) - needs_parameters
@@ -126,7 +127,7 @@ def test_a_block_wins_over_the_top(cells):
 def test_a_cell_that_is_named_twice_is_there_once(cells):
     text = block(methods='["*", {name = "lora", rank = 3}]')
     ids = [item.cell.id for item in cells(f"seeds = [0, 0]\n{text}{BLOCK}{BLOCK}")]
-    assert len(ids) == len(set(ids)) == len(OURS)
+    assert len(ids) == len(set(ids)) == len(STARRED)
 
 
 def test_a_whole_table_with_one_seed_comes_first(cells):
@@ -174,7 +175,7 @@ def test_every_matrix_of_the_project_expands(name):
 def test_the_matrices_that_were_promised():
     assert {"smoke", "isic_small", "table1", "full"} <= set(matrix.names())
     smoke = expand(read("smoke"), precision="fp32")
-    assert [item.cell.spec["method"]["name"] for item in smoke] == OURS
+    assert [item.cell.spec["method"]["name"] for item in smoke] == STARRED
     assert {(item.cell.spec["backbone"], item.cell.spec["image_size"]) for item in smoke} == {("tiny", 128)}
     for name in {"table1", "full", "table2", "table3", "table4", "table11", "table12", "table15"} | TABLES.keys():
         found = expand(read(name), precision="bf16")
