@@ -36,8 +36,9 @@ def by_table(states: Mapping[str, str], settings: Mapping[str, Any], **condition
 
 
 def _cells(matrix: Matrix, settings: Mapping[str, Any], *, precision: str, device: str) -> list[Entered]:
-    """The cells of a matrix, of both kinds."""
+    """The cells of a matrix, of both kinds; a table's methods are its own, whatever the plan puts in their place."""
     kinds = {block.kind for block in matrix.cells}
+    settings = {key: value for key, value in settings.items() if key != "methods"}
     trained = matrices.expand(matrices.override(matrix, settings), precision=precision) if kinds - {SPEED} else []
     measured = speed_part.changed(matrix, settings)
     return trained + (cells.expand(measured, precision=precision, device=device) if SPEED in kinds else [])

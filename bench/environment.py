@@ -7,7 +7,10 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bench.spec import Cell
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -26,8 +29,8 @@ def git_state() -> dict[str, Any]:
     return {"commit": commit, "dirty": None if changes is None else bool(changes)}
 
 
-def describe(device: str) -> dict[str, Any]:
-    """What a record says of its surroundings."""
+def describe(device: str, cell: Cell | None = None) -> dict[str, Any]:
+    """What a record says of its surroundings; ``plugins`` where those of the cell are not all ours."""
     import torch
 
     packages = ("torch", "segment-anything", "numpy", "pysodmetrics")
@@ -38,7 +41,19 @@ def describe(device: str) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "host": platform.node(),
         **git_state(),
+        **({"plugins": foreign} if cell and (foreign := plugins(cell)) else {}),
     }
+
+
+def plugins(cell: Cell) -> dict[str, str]:
+    """The distributions, with their versions, of those of a cell's plugins that other packages brought, by name."""
+    import datasets
+    import methods
+
+    spec = cell.spec
+    used = [(methods.registry, name) for name in spec["method"]["name"].split("+")]
+    used += [(datasets.registry, spec["dataset"]["name"])] if "dataset" in spec else []
+    return {name: package for registry, name in used if (package := registry.package(name))}
 
 
 def device_name(device: str) -> str:

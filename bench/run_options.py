@@ -37,7 +37,7 @@ def _what(add: Callable) -> None:
         action="append",
         default=[],
         metavar="KEY=VALUE",
-        help="change a setting or a regime value in every cell, e.g. epochs=5",
+        help="change a setting or a regime value in every cell, e.g. epochs=5, or the methods: methods=lora,mine",
     )
     add("--rerun", choices=["failed", "oom", "timeout", "stale", "all"], help="also run cells in this state again")
     add("--skip-missing", action="store_true", help="go on without cells whose dataset is missing")

@@ -110,7 +110,7 @@ def train_and_score(
     encoder = _encoder(cell, model, machine, splits, digest)
     micro_batch = 0 if model.batch_statistics else options.micro_batch
     execution = {"micro_batch": micro_batch or regime.batch_size, **asdict(machine.execution)}
-    surroundings = environment.describe(options.device)
+    surroundings = environment.describe(options.device, cell)
 
     history = attempt.path / "history.jsonl"
     history.touch()
@@ -127,7 +127,8 @@ def train_and_score(
         scored["degenerate"].append("the training loss never moved")
 
     method = {"parameters": {}, **cell.spec["method"]}
-    card = {"cell": cell.id, "method": method, "context": asdict(context), "backbone_digest": digest}
+    computed = {"context": asdict(context), "precision": machine.precision}
+    card = {"cell": cell.id, "method": method, **computed, "backbone_digest": digest}
     methods.save(model, attempt.path, card)
     result = {
         "schema": SCHEMA,

@@ -104,6 +104,7 @@ def _list(options: argparse.Namespace) -> int:
         listing.show_details(found, _console())
     else:
         listing.show_list(found, options.data_root, _console())
+    registry.tell()
     return 0
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from bench.registry import Registry
-from datasets.squash import squash_image
+from bench.squash import squash_image
 
 IGNORE = 255
 """The mask value of pixels that neither train nor count."""
@@ -175,7 +175,11 @@ class Dataset(BaseModel, ABC):
 
 
 registry: Registry[Dataset] = Registry(
-    "dataset", package="datasets", folder=Path(__file__).parent, entry_points="sam_peft_bench.datasets"
+    "dataset",
+    contract=Dataset,
+    package="datasets",
+    folder=Path(__file__).parent,
+    entry_points="sam_peft_bench.datasets",
 )
 register = registry.register
 

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from bench.registry import PluginError
 from datasets.base import Dataset, DatasetMissing, load, registry
 from datasets.files import FileDataset
 from datasets.verify import by_split
@@ -29,18 +30,22 @@ def entry(name: str, root: Path | None, parameters: Mapping[str, Any] | None = N
     ``state`` is one of :data:`STATES`. ``splits`` counts the pairs that are there by their names.
     """
     found: dict[str, Any] = {"name": name, "title": name, "state": "error", "layout": None, "base": None, "splits": {}}
-    found |= {"published": {}, "problems": 0, "error": ""}
+    found |= {"published": {}, "problems": 0, "package": registry.package(name), "error": ""}
     try:
         dataset = load(name, **(parameters or {}))
+    except PluginError as error:
+        return found | {"error": str(error)}
     except ValueError as error:
         return found | {"state": "error" if parameters else "needs --set", "error": str(error)}
+    except Exception as error:  # one plugin that fails must not hide the others
+        return found | {"error": f"{type(error).__name__}: {error}"}
     try:
         found["title"] = dataset.title
         found["published"] = by_split(getattr(dataset, "published", {}))
         return found | _place(dataset, root)
     except DatasetMissing as error:
         return found | {"state": "missing", "error": str(error)}
-    except Exception as error:  # one plugin that fails must not hide the others
+    except Exception as error:
         return found | {"error": f"{type(error).__name__}: {error}"}
 
 
@@ -63,6 +68,7 @@ def details(name: str, root: Path | None, parameters: Mapping[str, Any] | None =
 
     Raises:
         UnknownName: no dataset has that name.
+        PluginError: it cannot be used.
     """
     kind = registry[name]
     found = entry(name, root, parameters)
@@ -102,7 +108,7 @@ def details(name: str, root: Path | None, parameters: Mapping[str, Any] | None =
 
 
 def show_list(entries: Sequence[Mapping[str, Any]], root: Path | None, console: Console) -> None:
-    """The list for people: of each dataset what is there, and below it where it is or what to do next."""
+    """The list for people: of each dataset what is there, and where it is or what to do next; then all errors."""
     console.print(_header(root), style="bold", soft_wrap=True)
     table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
     for column, side in [("dataset", "left"), ("", "left"), ("train", "right"), ("val", "right")]:
@@ -112,10 +118,15 @@ def show_list(entries: Sequence[Mapping[str, Any]], root: Path | None, console: 
         splits = dict(found["splits"])
         numbers = [f"{splits.pop(split):,}" if split in splits else "" for split in ("train", "val")]
         words = Text(", ".join([found["title"], *(f"{split} {count:,}" for split, count in splits.items())]))
+        if found["package"]:
+            words.append(f"\nof {found['package']}", "dim")
         for line in _lines(found):
             words.append(f"\n{line}", "dim")
         table.add_row(found["name"], Text(found["state"], STATES[found["state"]]), *numbers, words)
     console.print(table)
+    for found in entries:
+        if found["state"] == "error":
+            console.print(f"{found['name']}: {_in_a_line(found['error'])}", style=STATES["error"], soft_wrap=True)
     console.print("one of them in full: python -m datasets list NAME", style="dim")
     if root:
         console.print(f"to each of these commands belongs --data-root {root}", style="dim", soft_wrap=True)
@@ -145,7 +156,11 @@ def _lines(found: Mapping[str, Any]) -> list[str]:
         return [f"python -m datasets fetch {name}"]
     if found["state"] == "needs --set":
         return [f"python -m datasets list {name}"]
-    return found["error"].splitlines()[:1]
+    return []
+
+
+def _in_a_line(text: str) -> str:
+    return " ".join(text.split())
 
 
 def show_details(found: Mapping[str, Any], console: Console) -> None:
@@ -178,6 +193,7 @@ def show_details(found: Mapping[str, Any], console: Console) -> None:
 
 
 _ROWS = {
+    "package": "package",
     "splits": "pairs here",
     "published": "published",
     "paper": "the paper",

@@ -88,7 +88,7 @@ def measure(cell: Cell, attempt: Attempt, options: argparse.Namespace, watcher: 
         "parameters": model.count(),
         "random_backbone": checkpoint.random,
         "speed": speed | others | {"memory": subject.memory},
-        "environment": environment.describe(options.device),
+        "environment": environment.describe(options.device, cell),
     }
     attempt.commit([], result, evidence=made)
 

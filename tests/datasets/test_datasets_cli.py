@@ -112,6 +112,7 @@ def test_list_for_scripts(root: Path, capsys: pytest.CaptureFixture) -> None:
         "splits": {"train": 2, "val": 2, "test": 2},
         "published": {"train": 3, "val": 2, "test": 2},
         "problems": 1,
+        "package": None,
         "error": "",
     }
     assert entries["isic2017"]["state"] == "missing"
