@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+# How long an example takes, and how long it takes to draw one, says more about a busy machine than about the code.
+settings.register_profile("bench", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("bench")
+# A shell starts its background jobs deaf to Ctrl-C, and what they start would be deaf to it too.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
@@ -26,7 +35,11 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests marked ``gpu`` are skipped without a CUDA device."""
+    """Tests marked ``gpu`` are skipped without a CUDA device, and those of peft's methods without peft."""
+    if find_spec("peft") is None:
+        for item in items:
+            if "peft:" in item.name:
+                item.add_marker(pytest.mark.skip(reason="peft is not installed: pip install 'sam-peft-bench[peft]'"))
     marked = [item for item in items if item.get_closest_marker("gpu")]
     if not marked:
         return

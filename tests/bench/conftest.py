@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sqlite3
 import time
 from collections.abc import Callable, Iterator
@@ -50,13 +51,20 @@ class DataRoot:
             Image.fromarray(outline).save(masks / mask.format(number))
 
 
-@pytest.fixture
-def one_thread() -> Iterator[None]:
+@pytest.fixture(autouse=True, scope="session")
+def one_thread() -> None:
     """Several threads that wait for each other on a busy machine take ten times as long, and may round otherwise."""
-    before = torch.get_num_threads()
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_process() -> Iterator[None]:
+    """A cell that is run in this process takes over SIGTERM and leaves its number of threads behind."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     yield
-    torch.set_num_threads(before)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    torch.set_num_threads(1)
 
 
 @pytest.fixture
@@ -70,10 +78,10 @@ def data_root(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataRoot:
 
 @pytest.fixture
 def wait_for() -> Callable[..., object]:
-    """wait_for(what, seconds): the first true answer of ``what``; fails if there is none so long."""
+    """wait_for(what): the first true answer of ``what``; fails if there is none so long that none will come."""
 
-    def wait(what: Callable[[], object], seconds: float = 60) -> object:
-        deadline = time.monotonic() + seconds
+    def wait(what: Callable[[], object]) -> object:
+        deadline = time.monotonic() + 300
         while not (answer := what()):
             assert time.monotonic() < deadline, "it did not happen"
             time.sleep(0.02)
@@ -83,12 +91,17 @@ def wait_for() -> Callable[..., object]:
 
 
 @pytest.fixture
-def stub_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int, float], Path]:
-    """stub_matrix(count, seconds): the file of a matrix whose cells are, in all processes, stubs that take so long."""
+def stub_matrix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """stub_matrix(count, seconds, until): the file of a matrix whose cells are, in all processes, stubs.
 
-    def write(count: int, seconds: float) -> Path:
+    They wait until there is a file ``until``, and then take so many seconds.
+    """
+
+    def write(count: int, seconds: float = 0.0, until: Path | None = None) -> Path:
         monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent / "stubs"))
         monkeypatch.setenv("STUB_SECONDS", str(seconds))
+        if until:
+            monkeypatch.setenv("STUB_UNTIL", str(until))
         path = tmp_path / "stubs.toml"
         path.write_text(
             f'name = "stubs"\nbackbone = "tiny"\nimage_size = 64\nseeds = {list(range(count))}\n[[cells]]\n'

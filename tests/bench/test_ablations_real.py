@@ -40,7 +40,7 @@ def rows(table: str) -> list[Entered]:
 
 @pytest.mark.parametrize("table", METHODS)
 def test_each_method_of_a_table_trains_on_real_images(
-    table: str, few_lesions: Path, tmp_path: Path, one_thread: None, monkeypatch: pytest.MonkeyPatch
+    table: str, few_lesions: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("BENCH_CACHE", str(tmp_path / "cache"))
     results = Results(tmp_path / "results")

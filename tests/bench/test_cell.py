@@ -74,14 +74,9 @@ def start(folder: CellFolder, *words: str) -> int:
 
 
 @pytest.fixture(autouse=True)
-def own_signals(monkeypatch):
-    """Starting a cell in this process takes over SIGTERM; and no other test's thread count counts."""
+def no_parent(monkeypatch):
+    """Nobody holds the input of a cell in this process."""
     monkeypatch.delenv(PARENT_PIPE, raising=False)
-    handler, threads = signal.getsignal(signal.SIGTERM), torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module")
@@ -340,9 +335,9 @@ def test_the_headline_says_the_datasets_own_metrics_and_what_looks_wrong(trained
 
 
 @pytest.fixture
-def long_process(tmp_path):
-    """A cell's process in its training, which would last for minutes, and its folder."""
-    folder = planned(tmp_path, tiny_cell("decoder_only", epochs=5000, patience=0))
+def long_process(tmp_path, wait_for):
+    """A cell's process in its training, which would last for hours, and its folder."""
+    folder = planned(tmp_path, tiny_cell("decoder_only", epochs=10**6, patience=0))
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.cell", folder.id, "--results", tmp_path, "--threads", "1"],
         cwd=ROOT,
@@ -351,11 +346,9 @@ def long_process(tmp_path):
         text=True,
         env=os.environ | {PARENT_PIPE: "1"},
     )
-    deadline = time.monotonic() + 60
-    while not (read_json(folder.path / "attempts/1/progress.json") or {}).get("step"):
-        assert process.poll() is None, process.stderr.read()
-        assert time.monotonic() < deadline, "no training step in 60 s"
-        time.sleep(0.05)
+    progress = folder.path / "attempts/1/progress.json"
+    wait_for(lambda: process.poll() is not None or (read_json(progress) or {}).get("step"))
+    assert process.poll() is None, process.stderr.read()
     yield process, folder
     process.kill()
     process.communicate()
@@ -363,8 +356,8 @@ def long_process(tmp_path):
 
 @pytest.fixture
 def held_process(tmp_path):
-    """A process that is prepared for a cell and waits, its folder, and the pipe it says so in."""
-    folder = planned(tmp_path, tiny_cell())
+    """A process that is prepared for a cell and waits, its folder, the pipe it says so in, and how long it took."""
+    folder, began = planned(tmp_path, tiny_cell()), time.monotonic()
     signs, theirs = os.pipe()
     process = subprocess.Popen(
         [sys.executable, "-m", "bench.cell", folder.id, "--results", tmp_path, "--threads", "1", "--hold"],
@@ -379,29 +372,29 @@ def held_process(tmp_path):
     with os.fdopen(signs) as heard:
         assert heard.readline() == "ready\n", process.stderr.read()
         assert not folder.attempts() and folder.status()["state"] == "planned", "it has taken nothing"
-        yield process, folder, heard
+        yield process, folder, heard, time.monotonic() - began
     process.kill()
     process.communicate()
 
 
 def test_a_held_process_claims_its_cell_when_it_is_set_free(held_process, trained):
-    process, folder, heard = held_process
+    process, folder, heard, preparation = held_process
     began = time.monotonic()
     process.stdin.write("go on\n")
     process.stdin.flush()
     assert heard.readline() == "working\n"
-    assert time.monotonic() - began < 2.0, "all that takes long was done ahead"
+    assert time.monotonic() - began < preparation / 2, "all that takes long was done ahead"
     assert folder.status()["state"] == "running"
     assert heard.read().split() == ["ending", "worked"]
-    assert process.wait(20) == 0
+    assert process.wait(120) == 0
     assert folder.result()["scores"] == trained.result()["scores"], "prepared ahead or not, the numbers are the same"
 
 
 def test_a_held_process_ends_with_whoever_holds_it(held_process):
-    process, folder, _ = held_process
+    process, folder, *_ = held_process
     process.stdin.close()
     process.stdin = None
-    assert process.wait(10) == INTERRUPTED
+    assert process.wait(60) == INTERRUPTED
     assert not folder.attempts() and folder.status()["state"] == "planned"
 
 
@@ -417,10 +410,10 @@ def test_what_cannot_be_prepared_fails_under_the_claim(tmp_path, monkeypatch):
 def test_sigterm_interrupts_a_training(long_process):
     process, folder = long_process
     progress = read_json(folder.path / "attempts/1/progress.json")
-    assert (progress["device"], progress["epochs"]) == ("cpu", 5000)
+    assert (progress["device"], progress["epochs"]) == ("cpu", 10**6)
     assert folder.status()["state"] == "running"
     process.send_signal(signal.SIGTERM)
-    assert process.wait(15) == INTERRUPTED
+    assert process.wait(60) == INTERRUPTED
     status = read_json(folder.path / "status.json")
     assert (status["state"], status["reason"]) == ("interrupted", "stopped by a signal")
     assert "Traceback" not in process.stderr.read()
@@ -430,7 +423,7 @@ def test_a_process_ends_with_whoever_holds_its_input(long_process):
     process, folder = long_process
     process.stdin.close()
     process.stdin = None
-    assert process.wait(10) == INTERRUPTED
+    assert process.wait(60) == INTERRUPTED
     assert folder.status()["state"] == "interrupted"
     assert folder.claim().number == 2
 

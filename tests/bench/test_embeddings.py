@@ -29,9 +29,20 @@ from datasets import Split
 from methods import Context, Embedding, Model
 from methods.sam.encoder import ImageEncoder
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 SIZE = 64
 TRAIN, VALIDATION, EPOCHS = 5, 1, 3
+
+
+def disk(monkeypatch, free: int) -> None:
+    """Let so many percent of every disk be free."""
+    usage = shutil._ntuple_diskusage(*(10**10 * percent for percent in (100, 100 - free, free)))
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+
+
+@pytest.fixture(autouse=True)
+def room(monkeypatch) -> None:
+    """However full the disk of this machine is."""
+    disk(monkeypatch, free=50)
 
 
 @pytest.fixture
@@ -227,7 +238,7 @@ def test_a_damaged_file_is_made_anew(tmp_path, damage, caplog):
 
 
 def nearly_full(monkeypatch) -> None:
-    monkeypatch.setattr(shutil, "disk_usage", lambda path: shutil._ntuple_diskusage(1000, 900, 100))
+    disk(monkeypatch, free=10)
 
 
 def full(monkeypatch) -> None:

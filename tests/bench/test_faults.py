@@ -25,7 +25,6 @@ from typing import Any
 import psutil
 import pyarrow.parquet
 import pytest
-import torch
 
 from bench import tracking
 from bench.cell import main as run_cell
@@ -80,12 +79,10 @@ def surroundings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setenv("OMP_WAIT_POLICY", "PASSIVE")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, [str(FAULTS), os.environ.get("PYTHONPATH")])))
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    cores, handler, threads = os.sched_getaffinity(0), signal.getsignal(signal.SIGTERM), torch.get_num_threads()
+    cores = os.sched_getaffinity(0)
     os.sched_setaffinity(0, sorted(cores)[:2])
     yield
     os.sched_setaffinity(0, cores)
-    signal.signal(signal.SIGTERM, handler)
-    torch.set_num_threads(threads)
 
 
 def words(matrix: Path, results: Results, seeds: int) -> list[str]:

@@ -14,7 +14,6 @@ from bench.probing import fit as fitting
 from bench.probing.fit import Recipe, fit
 from bench.probing.heads import Heads, Optimiser, Scores, best_head, evaluate, losses_of, schedule
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 WIDTH, CLASSES = 12, 7
 
 

@@ -22,7 +22,6 @@ from methods.sam import mae
 from methods.sam.build import build_parts
 from methods.sam.checkpoints import CheckpointError
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 MACHINE = Machine("cpu", "fp32", 4)
 
 

@@ -15,7 +15,6 @@ from bench.machine import Machine
 from bench.probing import backbones, store, work
 from bench.probing.heads import evaluate
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 FEW_IMAGES = ["--epochs", "60", "--batch", "9", "--held-out", "0.25"]
 CLASSES = {"dots": (60, 0, 110), "stripes": (0, 90, 140), "plain": (0, 0, 170)}
 

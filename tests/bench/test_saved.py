@@ -37,7 +37,6 @@ from datasets import Split
 from methods import Context, Embedding, Model, Output
 from methods.trial import Subject, losses
 
-pytestmark = pytest.mark.usefixtures("one_thread")
 ROOT = Path(__file__).resolve().parents[2]
 SIZE = 64
 EVIDENCE = {

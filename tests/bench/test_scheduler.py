@@ -341,7 +341,7 @@ def test_stop_interrupts_what_runs_and_starts_nothing_more(results, plan):
     cells = plan(3)
     outcomes, seconds = stopped(results, cells, WAIT)
     assert [outcome.state for outcome in outcomes] == ["interrupted", "not started", "not started"]
-    assert seconds < 5
+    assert seconds < module.GRACE_SECONDS, "it ended by itself"
     states = [results.cell(cell.id).status()["state"] for cell in cells]
     assert states == ["interrupted", "planned", "planned"]
     assert read_json(results.cell(cells[0].id).path / "status.json")["state"] == "interrupted"
@@ -350,22 +350,24 @@ def test_stop_interrupts_what_runs_and_starts_nothing_more(results, plan):
 def test_a_process_that_will_not_end_is_killed(results, plan, monkeypatch):
     monkeypatch.setattr(module, "GRACE_SECONDS", 0.5)
     outcomes, seconds = stopped(
-        results, plan(), CLAIM + "signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(60)"
+        results, plan(), CLAIM + "signal.signal(15, signal.SIG_IGN); print('ready', flush=True); time.sleep(300)"
     )
     assert outcomes[0].state == results.cell(outcomes[0].id).status()["state"] == "interrupted"
-    assert seconds < 20
+    assert seconds < 120
 
 
 def test_a_cell_stopped_before_it_claims_itself_is_interrupted(results, plan):
     """Python's own answer to a signal while it imports is a traceback and the exit code 1."""
-    script = "import signal, sys, time\nsignal.signal(15, lambda *_: 1 / 0)\nprint('ready', flush=True)\ntime.sleep(60)"
+    script = (
+        "import signal, sys, time\nsignal.signal(15, lambda *_: 1 / 0)\nprint('ready', flush=True)\ntime.sleep(300)"
+    )
     outcomes, _ = stopped(results, plan(), script)
     assert outcomes[0].state == results.cell(outcomes[0].id).status()["state"] == "interrupted"
 
 
 def test_a_cell_that_commits_while_it_is_stopped_is_done(results, plan):
     script = CLAIM + "def end(*_):\n    commit()\n    os._exit(130)\n"
-    script += "signal.signal(15, end); print('ready', flush=True); time.sleep(60)"
+    script += "signal.signal(15, end); print('ready', flush=True); time.sleep(300)"
     outcomes, _ = stopped(results, plan(), script)
     assert outcomes[0].state == results.cell(outcomes[0].id).status()["state"] == "done"
 
@@ -376,7 +378,7 @@ def test_the_progress_of_running_cells_is_known(results, plan):
     stub.script = WAIT
 
     def look() -> None:
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not (seen and seen[-1].get("step")):
             seen.extend(progress for _, progress in stub.running())
             time.sleep(0.02)
@@ -470,7 +472,7 @@ def test_dispatch_yields_what_lanes_tell_as_they_tell_it():
     release, told = threading.Event(), SimpleQueue()
 
     def slow() -> None:
-        assert release.wait(20)
+        assert release.wait(120)
         told.put("slow")
 
     outcomes = dispatch([slow, lambda: told.put("quick"), lambda: None], told)

@@ -73,12 +73,12 @@ def test_cells_are_counted_by_state_and_stale_marks_beside(results):
 
 def test_a_cell_at_work_is_shown_with_its_device_and_how_far_it_is(results):
     folder = planned(results)
-    running(folder, "gpu 3", **TRAINING, at=time.time() - 25)
+    running(folder, "gpu 3", **TRAINING, at=time.time() - 1000)
     (one,) = overview(results).at_work
     assert (one.id, one.host, one.device, one.pid) == (folder.id, socket.gethostname(), "gpu 3", os.getpid())
     assert (one.stage, one.epoch, one.epochs, one.images_per_second) == ("training", 3, 30, 12.34)
-    assert one.seconds_left == pytest.approx(3700, abs=5), "less what has passed since it was said"
-    assert 0 <= one.seconds < 5 and one.attempt == 1
+    assert one.seconds_left == pytest.approx(2725, abs=100), "less what has passed since it was said"
+    assert 0 <= one.seconds < 100 and one.attempt == 1
 
 
 def test_a_cell_that_scores_has_no_time_left_of_its_training(results):
@@ -164,7 +164,7 @@ def test_a_terminal_shows_whole_names_and_numbers_in_its_width(busy, width):
     header, first, second = (line.split() for line in lines[table : table + 3])
     assert header == ["device", "cell", "stage", "epoch", "images/s", *(["for"] if width > 100 else []), "ETA"]
     assert first[:6] == ["gpu", "0", overview(busy).at_work[0].id, "training", "3/30", "12.3"]
-    assert first[-1] in ("1h02m", "1h01m")
+    assert first[-1] in ("1h02m", "1h01m", "1h00m")
     assert overview(busy).at_work[1].id in second and "3/30" in second
     assert ("120/380" in second) == (width > 100)
     text = "\n".join(lines)
@@ -191,7 +191,7 @@ def test_without_a_terminal_there_are_plain_lines(busy, capsys):
     assert lines[0] == "8 cells: 6 failed, 2 running"
     assert re.fullmatch(
         r"running shapes-conv_lora\+vpt-s0-\w+ on \S+ gpu 0: "
-        r"training, epoch 3/30, 12\.3 images/s, for \ds, 1h0[12]m of training left",
+        r"training, epoch 3/30, 12\.3 images/s, for \w+, 1h0[012]m of training left",
         lines[1],
     )
     assert sum(line.startswith("failed shapes-lora-s") and line.endswith("log.txt") for line in lines) == status.SHOWN
@@ -214,7 +214,7 @@ def test_watching_goes_on_until_ctrl_c_and_sees_what_changes(busy):
             continue
         process.send_signal(signal.SIGINT)
         process.stdout.read()
-        assert process.wait(10) == 0
+        assert process.wait(60) == 0
     assert last["planned"] == 1
 
 

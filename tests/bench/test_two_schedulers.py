@@ -21,16 +21,16 @@ ROOT = Path(__file__).resolve().parents[2]
 
 @pytest.fixture
 def start(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stub_matrix: Callable[[int, float], Path]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stub_matrix: Callable[..., Path]
 ) -> Iterator[Callable[..., subprocess.Popen]]:
-    """Starts a scheduler with one CPU lane on a matrix of so many cells, each of which takes some seconds."""
+    """Starts a scheduler with one CPU lane on a matrix of so many cells, which wait for the file ``go on``."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     started = []
 
-    def run(*more: str, cells: int, seconds: float) -> subprocess.Popen:
+    def run(*more: str, cells: int, seconds: float = 0.0) -> subprocess.Popen:
         words = [
             "--matrix",
-            str(stub_matrix(cells, seconds)),
+            str(stub_matrix(cells, seconds, tmp_path / "go on")),
             "--results",
             str(tmp_path / "results"),
             "--devices",
@@ -56,14 +56,27 @@ def parent(cell: CellFolder) -> int:
     return cell.result()["seen"]["parent"]
 
 
-def test_two_share_the_work_and_one_writes_mlflow(start, tmp_path):
-    (tmp_path / "results").mkdir()
-    database = Path(Store(tmp_path / "results").uri.removeprefix("sqlite:///"))
+def claimed(results: Results, scheduler: subprocess.Popen) -> set[str]:
+    """The cells that processes of a scheduler have."""
+    found = set()
+    for path in results.path.glob("cells/*/attempts/*/claim.json"):
+        with suppress(psutil.NoSuchProcess):
+            if psutil.Process(read_json(path)["pid"]).ppid() == scheduler.pid:
+                found.add(path.parents[2].name)
+    return found
+
+
+def test_two_share_the_work_and_one_writes_mlflow(start, tmp_path, wait_for):
+    results = Results(tmp_path / "results")
+    results.path.mkdir()
+    database = Path(Store(results.path).uri.removeprefix("sqlite:///"))
     _create_database(database)
-    first, second = start(cells=10, seconds=0.7), start(cells=10, seconds=0.7)
-    shown = [process.communicate(timeout=90)[0] for process in (first, second)]
+    first, second = start(cells=10, seconds=0.3), start(cells=10, seconds=0.3)
+    wait_for(lambda: claimed(results, first) and claimed(results, second))
+    (tmp_path / "go on").touch()
+    shown = [process.communicate(timeout=300)[0] for process in (first, second)]
     assert (first.returncode, second.returncode) == (0, 0), shown
-    cells = list(Results(tmp_path / "results").cells())
+    cells = list(results.cells())
     assert [cell.status()["state"] for cell in cells] == ["done"] * 10
     assert [commits(cell) for cell in cells] == [1] * 10
     shares = Counter(parent(cell) for cell in cells)
@@ -74,25 +87,16 @@ def test_two_share_the_work_and_one_writes_mlflow(start, tmp_path):
     assert sorted(logged) == [cell.id for cell in cells], "every cell once, whoever ran it"
 
 
-def claimed(results: Results, scheduler: subprocess.Popen) -> set[str]:
-    """The cells that processes of a scheduler are running."""
-    found = set()
-    for path in results.path.glob("cells/*/attempts/*/claim.json"):
-        with suppress(psutil.NoSuchProcess):
-            if psutil.Process(read_json(path)["pid"]).ppid() == scheduler.pid:
-                found.add(path.parents[2].name)
-    return found
-
-
 def test_one_takes_over_what_the_other_left_when_it_was_killed(start, tmp_path, wait_for):
     results = Results(tmp_path / "results")
-    victim, other = start("--no-tracking", cells=8, seconds=2), start("--no-tracking", cells=8, seconds=2)
-    wait_for(lambda: claimed(results, other))
-    before = claimed(results, victim)
-    (left,) = wait_for(lambda: claimed(results, victim) - before)
+    victim, other = start("--no-tracking", cells=8), start("--no-tracking", cells=8)
+    wait_for(lambda: claimed(results, victim) and claimed(results, other))
+    (left,) = claimed(results, victim)
     victim.kill()
     victim.communicate()
-    shown, _ = other.communicate(timeout=90)
+    wait_for(lambda: not any(attempt.alive() for attempt in results.cell(left).attempts()))
+    (tmp_path / "go on").touch()
+    shown, _ = other.communicate(timeout=300)
     assert other.returncode == 0, shown
     cells = list(results.cells())
     assert [cell.status()["state"] for cell in cells] == ["done"] * 8

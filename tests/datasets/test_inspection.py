@@ -8,7 +8,9 @@ import os
 import re
 import shutil
 import struct
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
@@ -189,7 +191,7 @@ def test_changed_file_alone_is_decoded_again(folder: Path, decoded: list[str]) -
     decoded.clear()
     (folder / "a.png").write_bytes(encoded("PNG", compress_level=0))
     stat = (folder / "b.png").stat()
-    os.utime(folder / "b.png", ns=(stat.st_atime_ns, stat.st_mtime_ns + 1))
+    os.utime(folder / "b.png", ns=(stat.st_atime_ns, stat.st_mtime_ns + 10**9))
     second = inspect_files("any", folder, files)
     assert sorted(decoded) == ["a.png", "b.png"]
     assert second[folder / "a.png"].sha256 != first[folder / "a.png"].sha256
@@ -218,22 +220,30 @@ def test_a_file_may_be_image_and_mask(folder: Path, decoded: list[str]) -> None:
 def test_an_interruption_ends_soon_and_keeps_what_was_done(
     folder: Path, decoded: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    files = [folder / f"{number}.png" for number in range(40)]
+    """Files that are being decoded when the second one is interrupted are decoded to their end, and no others."""
+    files, told = [folder / f"{number}.png" for number in range(40)], threading.Event()
     for path in files:
         path.write_bytes(encoded("PNG"))
+
+    class Pool(ThreadPoolExecutor):
+        def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+            super().shutdown(wait=False, cancel_futures=cancel_futures)
+            told.set()
+            super().shutdown(wait=wait)
 
     def interrupted(path: Path) -> inspection.Inspected:
         if path == files[1]:
             raise KeyboardInterrupt
-        time.sleep(0.02)
+        assert path == files[0] or told.wait(60)
         decoded.append(path.name)
         return inspect_image(path)
 
     with monkeypatch.context() as patched:
         patched.setattr(inspection, "inspect_image", interrupted)
+        patched.setattr(inspection, "ThreadPoolExecutor", Pool)
         with pytest.raises(KeyboardInterrupt):
             inspect_files("any", folder, files)
-    assert len(decoded) < 20
+    assert len(decoded) <= 1 + inspection._THREADS
     decoded.clear()
     inspect_files("any", folder, files)
     assert "0.png" not in decoded and len(decoded) == 39

@@ -1,7 +1,7 @@
 """With this folder on PYTHONPATH, ``python -m bench.cell`` does all that schedulers see of a cell, and no work.
 
 Python imports it at its start, so that it reaches the processes of processes: schedulers and dask workers run as they
-are. STUB_SECONDS is how long a cell takes.
+are. A cell waits for the file STUB_UNTIL, if one is named, and then takes STUB_SECONDS.
 """
 
 import sys
@@ -37,6 +37,9 @@ if "bench.cell" in sys.orig_argv:
     say(WORKING)
     say(ENDING)
     attempt.beat({"stage": "training"})
+    give_up = time.monotonic() + 600
+    while not os.path.exists(os.environ.get("STUB_UNTIL", os.curdir)) and time.monotonic() < give_up:
+        time.sleep(0.02)
     time.sleep(float(os.environ["STUB_SECONDS"]))
     seen = {"words": words, "variables": dict(os.environ), "parent": os.getppid()}
     attempt.commit([], {"attempt": attempt.number, "resolved": folder.read()["spec"], "seen": seen})
