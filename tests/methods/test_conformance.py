@@ -43,7 +43,7 @@ SEVERAL_TOO = [
     *("peft:lora", "peft:dora"),  # peft's tuners know nothing of classes: two stand for all
     "conv_lora+vpt",
 ]
-# Complete networks work at a side of their own, which is too large to be tried on every promise; theirs have a test each.
+# Complete networks work at a side of their own, too large to be tried on every promise; those sides have a test each.
 SMALL = {name: {"side": 64} for name in registry.names() if "side" in registry[name].model_fields}
 SUBJECTS = [
     *((name, SMALL.get(name, {}), 1) for name in registry.names()),
