@@ -182,15 +182,15 @@ def test_a_dry_run_counts_each_table(capsys, tmp_path, data_root):
     results = ("--results", str(tmp_path / "results"))
     found = counted(capsys, "--matrix", "full", *results)
     assert list(found) == [f"table {number}" for number in range(1, 16)]
-    assert found["table 1"] == "180 of 180 cells (180 skipped)"
+    assert found["table 1"] == "198 of 198 cells (198 skipped)"
     assert found["table 3"] == "9 of 9 cells (9 skipped)" and found["table 14"] == "5 of 5 cells (5 skipped)"
 
     data_root.isic2017()
     found = counted(capsys, "--matrix", "table3", "--set", "backbone=tiny", "--set", "seeds=[0]", *results)
     assert found == {
-        "table 1": "1 of 60 cells (1 planned)",
+        "table 1": "1 of 66 cells (1 planned)",
         "table 3": "5 of 5 cells (2 planned, 3 skipped)",
-        "table 6": "1 of 9 cells (1 planned)",
+        "table 6": "1 of 10 cells (1 planned)",
         "table 14": "2 of 5 cells (2 skipped)",
     }
     found = counted(capsys, "--matrix", "full", "--only", "kind=speed", *results)

@@ -108,7 +108,7 @@ def process(folder: CellFolder, patch: str = "", *more: str) -> subprocess.Popen
 def killed(folder: CellFolder, patch: str) -> None:
     """Start a cell that kills itself, and be sure that it did."""
     one = process(folder, patch)
-    _, said = one.communicate(timeout=120)
+    _, said = one.communicate(timeout=600)
     assert one.returncode == -signal.SIGKILL, said.decode()
 
 
@@ -138,7 +138,7 @@ def undisturbed(tmp_path_factory) -> dict[str, Any]:
     """What the cell is when nothing happens to it; made in a process of its own."""
     folder = planned(tmp_path_factory.mktemp("undisturbed"), tiny_cell())
     one = process(folder)
-    _, said = one.communicate(timeout=120)
+    _, said = one.communicate(timeout=600)
     assert one.returncode == 0, said.decode()
     assert folder.result()["training"]["resumed"] == []
     assert not folder.checkpoints.exists()
@@ -283,7 +283,7 @@ def test_a_full_disk_costs_the_states_and_not_the_result(tmp_path, undisturbed):
     adapter = len(undisturbed["adapter"])
     folder = planned(tmp_path, tiny_cell())
     one = process(folder, LITTLE_ROOM.format(limit=adapter + adapter // 2))
-    _, said = one.communicate(timeout=120)
+    _, said = one.communicate(timeout=600)
     assert one.returncode == 0, said.decode()
     assert said.decode().count("is not saved, training goes on") == 1
     assert content(folder) == undisturbed

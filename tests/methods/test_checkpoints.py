@@ -285,7 +285,7 @@ def test_processes_that_want_the_same_checkpoint_download_it_once(served: list[s
     for child in children:
         child.stdin.write("go\n")
         child.stdin.flush()
-    answers = [child.communicate(timeout=60)[0] for child in children]
+    answers = [child.communicate(timeout=300)[0] for child in children]
     assert answers == [f"{resolve('vit_b', 'auto').path}\n"] * 2
     assert [child.returncode for child in children] == [0, 0]
     assert len(served) == 1

@@ -29,7 +29,8 @@ def context(*, backbone: str = "tiny", seed: int = 0) -> Context:
 
 
 def build(name: str, parameters: dict[str, object] | None = None, *, backbone: str = "tiny", seed: int = 0) -> Model:
-    return create(name, parameters).build(context(backbone=backbone, seed=seed))
+    small = {"side": SIDE} if "+" not in name and "side" in registry[name].model_fields else {}
+    return create(name, small | (parameters or {})).build(context(backbone=backbone, seed=seed))
 
 
 def added(model: Model) -> dict[str, torch.nn.Parameter]:
@@ -155,7 +156,8 @@ def test_under_autocast(name: str, images: Tensor) -> None:
 @every_method
 def test_evaluation_knows_neither_chance_nor_neighbours(name: str, images: Tensor) -> None:
     model = build(name)
-    perturb(added(model))
+    # What is large blows up in a network whose running statistics are not its own, and rounding with it.
+    perturb(added(model), 0.02 if model.batch_statistics else 0.1)
     torch.manual_seed(1)
     first = evaluate(model, images)
     torch.manual_seed(2)
