@@ -70,7 +70,7 @@ def workers() -> list[psutil.Process]:
 
 
 def in_background(what: Callable[[], None]) -> threading.Thread:
-    thread = threading.Thread(target=what)
+    thread = threading.Thread(target=what, daemon=True)
     thread.start()
     return thread
 
