@@ -276,6 +276,13 @@ class Method(BaseModel, abc.ABC):
         """How many parameters it trains beside the mask decoder, by its own formula; None if it states none."""
         return None
 
+    def idle_parameters(self, context: Context) -> int:
+        """How many more the released model carries that no gradient ever reaches; they are left out here.
+
+        A printed count may include them: what it trains and these together are what the release counts.
+        """
+        return 0
+
     def export_extras(self, model: Model, folder: Path) -> list[Path]:
         """Write what other programs read beside a trained model's adapter into ``folder``; the files written."""
         return []

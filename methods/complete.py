@@ -29,6 +29,8 @@ from methods.randomness import uniform
 
 log = logging.getLogger("methods")
 
+CLASSIFIER = 2048 * 1000 + 1000
+"""Parameters of a ResNet-50's classifier for ImageNet, which three releases carry along."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
@@ -46,22 +48,23 @@ class Answers(Output):
 class KeyedDropout(nn.Module):
     """Dropout whose draws are functions of the images' keys, so that a training that goes on repeats them.
 
-    :class:`CompleteMethod` puts it in the place of ``nn.Dropout``. Without keys nothing is dropped.
+    :class:`CompleteMethod` puts it in the place of ``nn.Dropout`` and ``nn.Dropout2d``. Without keys it drops nothing.
 
     Args:
         p: how probably a value is dropped.
         salt: tells apart the layers of a network.
+        whole_channels: of maps (B, C, h, w), whole channels are dropped.
     """
 
-    def __init__(self, p: float, *, salt: int) -> None:
+    def __init__(self, p: float, *, salt: int, whole_channels: bool = False) -> None:
         super().__init__()
-        self.p, self.salt = p, salt
+        self.p, self.salt, self.whole_channels = p, salt, whole_channels
         self.keys: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
         if not self.training or self.keys is None:
             return x
-        kept = uniform(self.keys, x.shape[1:], self.salt) > self.p
+        kept = uniform(self.keys, (x.shape[1], 1, 1) if self.whole_channels else x.shape[1:], self.salt) > self.p
         return x * kept / (1 - self.p)
 
 
@@ -195,8 +198,11 @@ class CompleteMethod(Method):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(context.seed)
             model = self.model(context)
-        dropping = [(path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Dropout) and layer.p]
-        for salt, (path, layer) in enumerate(dropping):
+        layers = [
+            (path, layer) for path, layer in model.named_modules() if isinstance(layer, nn.Dropout | nn.Dropout2d)
+        ]
+        for salt, (path, layer) in enumerate((path, layer) for path, layer in layers if layer.p):
             parent, _, name = path.rpartition(".")
-            setattr(model.get_submodule(parent), name, KeyedDropout(layer.p, salt=salt))
+            keyed = KeyedDropout(layer.p, salt=salt, whole_channels=isinstance(layer, nn.Dropout2d))
+            setattr(model.get_submodule(parent), name, keyed)
         return model.requires_grad_(True)

@@ -172,8 +172,11 @@ class FDRNet(CompleteMethod):
     variance_weight: NonNegativeFloat = 0.1
 
     def added_parameters(self, context: Context) -> int:
-        """The released model's without those of the backbone's last block and of the head behind it."""
-        return 10_768_970 - 2_837_856
+        return 7_931_114
+
+    def idle_parameters(self, context: Context) -> int:
+        """The backbone's last block, and the convolution and norm behind it."""
+        return 2_244_960 + 592_896
 
     def model(self, context: Context) -> FDRNetModel:
         return FDRNetModel(context, **self.model_dump())

@@ -127,7 +127,7 @@ class LinkNet34MTL(CompleteMethod):
     """
 
     title: ClassVar[str] = "LinkNet34MTL"
-    evidence: ClassVar[str] = "forced by count"
+    evidence: ClassVar[str] = "released code"
     paper_trainable_m: ClassVar[float | None] = 22.00
     several_classes: ClassVar[bool] = False
     side: int | None = Field(None, ge=32, multiple_of=16)

@@ -6,7 +6,7 @@ Counts come from models on torch's meta device: nothing is allocated or drawn, s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,24 +14,29 @@ from methods.base import Context, registry
 from methods.compose import create
 from methods.sam import size_of
 
+if TYPE_CHECKING:
+    from rich.table import Table
+
 
 def count(name: str, backbone: str, classes: int = 1) -> dict[str, Any]:
     """One method's parameters on a backbone at its native image size, and what the paper prints for vit_h."""
     method = create(name)
     side = size_of(backbone).native
+    context = Context(num_classes=classes, backbone=backbone, checkpoint="none", image_size=side)
     with torch.device("meta"):
-        model = method.build(Context(num_classes=classes, backbone=backbone, checkpoint="none", image_size=side))
+        model = method.build(context)
     found = model.count()
     return {
         "name": name,
         **found,
+        "idle_in_release": method.idle_parameters(context),
         "share_percent": round(100 * found["trainable"] / found["total"], 4),
         "paper_trainable_m": method.paper_trainable_m,
         "evidence": method.evidence,
     }
 
 
-NOTHING = dict.fromkeys(("trainable", "total", "share_percent", "paper_trainable_m", "evidence"))
+NOTHING = dict.fromkeys(("trainable", "total", "idle_in_release", "share_percent", "paper_trainable_m", "evidence"))
 
 
 def entries(backbone: str, classes: int = 1) -> list[dict[str, Any]]:
@@ -68,17 +73,19 @@ def show(rows: Sequence[dict[str, Any]], backbone: str, classes: int) -> None:
     several = f", {classes} classes, {Context().mask_tokens} queries" if classes > 1 else ""
     title = f"methods on {backbone}{several}; the paper's counts are for vit_h"
     table = Table(box=None, header_style="bold", title=title, title_justify="left", padding=(0, 2, 0, 0))
-    for column, side in [("method", "left"), ("trainable", "right"), ("total", "right"), ("%", "right")]:
-        table.add_column(column, justify=side, no_wrap=True)
-    table.add_column("paper M", justify="right", no_wrap=True)
+    table.add_column("method", no_wrap=True)
+    for column in ("trainable", "total", "%", "paper M"):
+        table.add_column(column, justify="right", no_wrap=True)
     table.add_column("structure", no_wrap=True)
     usable = [row for row in rows if not row["error"]]
     for row in usable:
-        paper = "" if row["paper_trainable_m"] is None else f"{row['paper_trainable_m']:.2f}"
         numbers = f"{row['trainable']:,}", f"{row['total']:,}", f"{row['share_percent']:.2f}"
-        table.add_row(row["name"], *numbers, paper, row["evidence"])
+        table.add_row(row["name"], *numbers, _in_paper(row), row["evidence"])
     console = Console(highlight=False, markup=False)  # errors hold brackets of their own
     console.print(table)
+    if idle := [row for row in usable if row["idle_in_release"]]:
+        console.print("\nwith what the released model carries and no gradient reaches, which is left out here:")
+        console.print(_with_idle(idle))
     if brought := [f"{row['name']} ({row['package']})" for row in usable if row["package"]]:
         console.print(f"of other packages: {', '.join(brought)}", soft_wrap=True)
     wrong: dict[str, list[str]] = {}
@@ -87,3 +94,21 @@ def show(rows: Sequence[dict[str, Any]], backbone: str, classes: int) -> None:
             wrong.setdefault(row["error"], []).append(row["name"])
     for error, names in wrong.items():
         console.print(f"{', '.join(names)}: {error}", style="yellow", soft_wrap=True)
+
+
+def _in_paper(row: dict[str, Any]) -> str:
+    return "" if row["paper_trainable_m"] is None else f"{row['paper_trainable_m']:.2f}"
+
+
+def _with_idle(rows: Sequence[dict[str, Any]]) -> Table:
+    """The counts of the releases that carry what no gradient ever reaches: printed counts have that in them."""
+    from rich.table import Table
+
+    table = Table(box=None, header_style="bold", padding=(0, 2, 0, 0))
+    table.add_column("method", no_wrap=True)
+    for column in ("trainable", "idle", "as released", "paper M"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for row in rows:
+        counts = row["trainable"], row["idle_in_release"], row["trainable"] + row["idle_in_release"]
+        table.add_row(row["name"], *(f"{number:,}" for number in counts), _in_paper(row))
+    return table

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from methods.base import Context, register
-from methods.complete import CompleteMethod
+from methods.complete import CLASSIFIER, CompleteMethod
 from methods.systems.receptive_field import CHANNELS, ConvNorm, ReverseAttentionModel
 
 
@@ -40,7 +40,7 @@ class ReverseAttention(nn.Module):
 
 
 class PraNetModel(ReverseAttentionModel):
-    """The text has no sizes for the stages; these give the released model's count. Where ReLUs stand is inferred."""
+    """The text has no sizes for the stages; these are the released network's."""
 
     def __init__(self, context: Context, *, side: int) -> None:
         super().__init__(context, side=side, neighbours=False)
@@ -66,14 +66,17 @@ class PraNet(CompleteMethod):
     """
 
     title: ClassVar[str] = "PraNet"
-    evidence: ClassVar[str] = "forced by count"
+    evidence: ClassVar[str] = "released code"
     paper_trainable_m: ClassVar[float | None] = 32.55
     several_classes: ClassVar[bool] = False
     side: Annotated[int, Field(ge=32)] = 352
 
     def added_parameters(self, context: Context) -> int:
-        """The released model's without those of the backbone's classifier, which takes no part."""
-        return 32_547_319 - 2_049_000
+        return 30_498_319
+
+    def idle_parameters(self, context: Context) -> int:
+        """The backbone's classifier."""
+        return CLASSIFIER
 
     def model(self, context: Context) -> PraNetModel:
         return PraNetModel(context, side=self.side)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from methods.base import Context, register
-from methods.complete import CompleteMethod
+from methods.complete import CLASSIFIER, CompleteMethod
 from methods.systems.receptive_field import CHANNELS, WIDTH, ReverseAttentionModel
 
 GROUP_SIZES = (32, 8, 1)
@@ -78,14 +78,17 @@ class SINetV2(CompleteMethod):
     """
 
     title: ClassVar[str] = "SINet-v2"
-    evidence: ClassVar[str] = "paper's text"
+    evidence: ClassVar[str] = "released code"
     paper_trainable_m: ClassVar[float | None] = 26.98
     several_classes: ClassVar[bool] = False
     side: Annotated[int, Field(ge=32)] = 352
 
     def added_parameters(self, context: Context) -> int:
-        """The released model's without those of the backbone's classifier, which takes no part."""
-        return 26_975_642 - 2_049_000
+        return 24_926_642
+
+    def idle_parameters(self, context: Context) -> int:
+        """The backbone's classifier."""
+        return CLASSIFIER
 
     def model(self, context: Context) -> SINetV2Model:
         return SINetV2Model(context, side=self.side)

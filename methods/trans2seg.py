@@ -1,17 +1,17 @@
 """Trans2Seg (Xie et al. 2021, IJCAI, arXiv:2101.08461), a specialist for transparent objects.
 
-A transformer encodes what a ResNet-50c saw, at an output stride of 16. A learned prototype of each class then looks it
-up: its attention maps, one a head, are what a small convolutional head turns into that class's logits, beside the
-encoded features and the backbone's finest level.
+A transformer encodes what a ResNet-50 with a deep stem saw, at an output stride of 16. Learned prototypes, one a class,
+then look it up in four layers: the attention scores of the last, a map for each head, are what a small convolutional
+head turns into the class's logits, beside the encoded features and the backbone's finest level.
 
-Neither the paper's text nor its code was opened for this: the structure is as remembered of both, and its sizes agree
-with the released model's count. That has room for a perceptron over the positions of an attention map, three times as
-wide as there are positions, in each of four decoder layers; prototypes and features have one of their own. Inferred:
-each layer's map is added to that of the layer before; the prototypes' update of the last layer, which no answer would
-depend on, is left out; kernels of the head; GELU, and norms before each part; of one class the regime's loss.
-
-Parameters at 512 pixels: 56,001,145 and 256 for each class; the released model has 56,501,721 (twelve classes) without
-the backbone's classifier, which takes no part.
+The structure is that of the released code (Apache-2.0) in its medium size, to the last parameter. Two things that look
+like slips are kept, for the printed scores come from a network that has them: where a residual branch of the decoder
+begins, a value is added to itself, so that what came before attention is not in it; and of the maps only the last
+layer's reach the head. A third of its parameters therefore never learn: the perceptrons over the positions of a map in
+the first three layers, and what the last one does to prototypes and features. They are left out here
+(:meth:`Trans2Seg.idle_parameters`), as is the backbone's classifier. One slip is not kept: there prototypes are cut
+into heads in the order of their memory, which gives a class's head a part of another class's prototype. Of one class
+the loss is the regime's.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from methods.base import Context, Output, TaskLoss, register
-from methods.complete import CompleteMethod, CompleteModel, cross_entropy, with_imagenet_weights
-from methods.systems.receptive_field import resize_as
+from methods.complete import CLASSIFIER, CompleteMethod, CompleteModel, cross_entropy, with_imagenet_weights
+from methods.systems.resizing import resize_as
 from methods.systems.separable import ConvNormReLU, Separable
 
-BACKBONE = "resnet50c"
-"""A deep stem is all that it has beyond a ResNet-50."""
+BACKBONE = "resnet50s"
+"""What the release calls resnet50c: a ResNet-50 with a stem of three convolutions, of 64, 64 and 128 channels."""
 STRIDE = 16
 FINE, COARSE = 256, 2048
 """Channels of the backbone's levels at strides 4 and 16."""
@@ -44,40 +44,71 @@ def residual_mlp(width: int) -> nn.Sequential:
     return nn.Sequential(nn.LayerNorm(width), Mlp(width, RATIO * width))
 
 
-class LookUp(nn.Module):
-    """A decoder layer: how much each prototype attends to each position.
+def residual_mlp_size(width: int) -> int:
+    """Parameters of :func:`residual_mlp`."""
+    return 2 * RATIO * width**2 + (RATIO + 3) * width
 
-    Args:
-        positions: how many there are.
-        last: no layer comes after, so prototypes are not updated.
-    """
 
-    def __init__(self, positions: int, *, last: bool) -> None:
+class Scores(nn.Module):
+    """How much each prototype attends to each position, before a softmax."""
+
+    def __init__(self) -> None:
         super().__init__()
         self.norm_prototypes, self.norm_features = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         self.query, self.key = (nn.Linear(WIDTH, WIDTH, bias=False) for _ in range(2))
-        self.refine_map, self.refine_features = residual_mlp(positions), residual_mlp(WIDTH)
-        self.last = last
-        if not last:
-            self.value, self.project = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH)
-            self.refine_prototypes = residual_mlp(WIDTH)
 
-    def forward(self, prototypes: Tensor, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Prototypes (B, K, d), features (B, n, d): both refined, and the attention's logits (B, heads, K, n)."""
+    def forward(self, prototypes: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, heads, K, n), and the features after their norm."""
         normed = self.norm_features(features)
         query = _by_head(self.query(self.norm_prototypes(prototypes)))
-        scores = query @ _by_head(self.key(normed)).mT * (WIDTH // HEADS) ** -0.5
-        if not self.last:
-            seen = scores.softmax(-1) @ _by_head(self.value(normed))
-            prototypes = prototypes + self.project(seen.transpose(1, 2).flatten(2))
-            prototypes = prototypes + self.refine_prototypes(prototypes)
-        features = features + self.refine_features(features)
-        return prototypes, features, scores + self.refine_map(scores)
+        return query @ _by_head(self.key(normed)).mT * (WIDTH // HEADS) ** -0.5, normed
+
+
+class LookUp(nn.Module):
+    """A decoder layer but the last: what prototypes find in the features."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scores = Scores()
+        self.value, self.project = nn.Linear(WIDTH, WIDTH, bias=False), nn.Linear(WIDTH, WIDTH)
+        self.refine_prototypes, self.refine_features = residual_mlp(WIDTH), residual_mlp(WIDTH)
+
+    def forward(self, prototypes: Tensor, features: Tensor) -> tuple[Tensor, Tensor]:
+        """Prototypes (B, K, d) and features (B, n, d): both refined."""
+        scores, normed = self.scores(prototypes, features)
+        seen = scores.softmax(-1) @ _by_head(self.value(normed))
+        prototypes = 2 * self.project(seen.transpose(1, 2).flatten(2))
+        features = 2 * features
+        return prototypes + self.refine_prototypes(prototypes), features + self.refine_features(features)
 
 
 def _by_head(x: Tensor) -> Tensor:
     """(B, n, d) -> (B, heads, n, d / heads)."""
     return x.unflatten(-1, (HEADS, -1)).transpose(1, 2)
+
+
+class Decoder(nn.Module):
+    """Prototypes, the layers that look them up, and the last layer's maps, refined by a perceptron over positions.
+
+    Args:
+        classes: number of prototypes.
+        positions: number of features.
+    """
+
+    def __init__(self, classes: int, positions: int) -> None:
+        super().__init__()
+        self.prototypes = nn.Parameter(torch.empty(1, classes, WIDTH))
+        self.layers = nn.ModuleList(LookUp() for _ in range(DEPTH - 1))
+        self.last, self.refine_map = Scores(), residual_mlp(positions)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Features (B, n, d) -> maps (B, heads, K, n)."""
+        prototypes = self.prototypes.expand(len(features), -1, -1)
+        for layer in self.layers:
+            prototypes, features = layer(prototypes, features)
+            prototypes = prototypes + self.prototypes
+        maps = 2 * self.last(prototypes, features)[0]
+        return maps + self.refine_map(maps)
 
 
 class SmallHead(nn.Module):
@@ -86,7 +117,7 @@ class SmallHead(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.coarse = nn.Sequential(Separable(WIDTH + HEADS, HEAD_WIDTH), Separable(HEAD_WIDTH, HEAD_WIDTH))
-        self.fine = ConvNormReLU(FINE, HEAD_WIDTH, 3)
+        self.fine = ConvNormReLU(FINE, HEAD_WIDTH, 1)
         self.answer = nn.Sequential(Separable(HEAD_WIDTH, HEAD_WIDTH), nn.Conv2d(HEAD_WIDTH, 1, 1))
 
     def forward(self, maps: Tensor, features: Tensor, fine: Tensor) -> Tensor:
@@ -96,6 +127,24 @@ class SmallHead(nn.Module):
         x = self.coarse(torch.cat([beside, maps], 2).flatten(0, 1))
         x = resize_as(x, fine) + self.fine(fine).repeat_interleave(classes, 0)
         return self.answer(x).unflatten(0, (-1, classes))[:, :, 0]
+
+
+class Encoder(nn.Module):
+    """A transformer over the positions of the coarse level and a class token, which nothing reads afterwards."""
+
+    def __init__(self, positions: int) -> None:
+        super().__init__()
+        self.embed = nn.Linear(COARSE, WIDTH)
+        self.token = nn.Parameter(torch.empty(1, 1, WIDTH))
+        self.positions = nn.Parameter(torch.empty(1, 1 + positions, WIDTH))
+        self.blocks = nn.Sequential(*(Block(WIDTH, HEADS, RATIO) for _ in range(DEPTH)))
+        self.norm = nn.LayerNorm(WIDTH)
+
+    def forward(self, coarse: Tensor) -> Tensor:
+        """(B, C, h, w) -> (B, h w, d)."""
+        x = self.embed(coarse.flatten(2).mT)
+        x = torch.cat([self.token.expand(len(x), -1, -1), x], 1) + self.positions
+        return self.norm(self.blocks(x))[:, 1:]
 
 
 class Trans2SegModel(CompleteModel):
@@ -116,12 +165,13 @@ class Trans2SegModel(CompleteModel):
             name=BACKBONE,
         )
         self.grid = side // STRIDE
-        self.embed = nn.Conv2d(COARSE, WIDTH, 1)
-        self.positions = nn.Parameter(torch.randn(1, self.grid**2, WIDTH) * 0.02)
-        self.encoder = nn.Sequential(*(Block(WIDTH, HEADS, RATIO, qkv_bias=True) for _ in range(DEPTH)))
-        self.prototypes = nn.Parameter(torch.randn(1, context.num_classes, WIDTH) * 0.02)
-        self.decoder = nn.ModuleList(LookUp(self.grid**2, last=layer == DEPTH - 1) for layer in range(DEPTH))
+        self.encoder = Encoder(self.grid**2)
+        self.decoder = Decoder(context.num_classes, self.grid**2)
         self.head = SmallHead()
+        for part in (self.encoder, self.decoder):
+            part.apply(_draw)
+        for drawn in (self.encoder.token, self.encoder.positions, self.decoder.prototypes):
+            nn.init.trunc_normal_(drawn, std=0.02)
 
     def features(self, images: Tensor) -> Sequence[Tensor]:
         fine, coarse = self.backbone(images)
@@ -129,17 +179,21 @@ class Trans2SegModel(CompleteModel):
 
     def answers(self, features: Sequence[Tensor]) -> Sequence[Tensor]:
         coarse, fine = features
-        x = self.encoder(self.embed(coarse).flatten(2).mT + self.positions)
-        prototypes, maps = self.prototypes.expand(len(x), -1, -1), None
-        for look_up in self.decoder:
-            prototypes, x, found = look_up(prototypes, x)
-            maps = found if maps is None else maps + found
-        grid = (self.grid, self.grid)
+        x, grid = self.encoder(coarse), (self.grid, self.grid)
+        maps = self.decoder(x)
         return (self.head(maps.transpose(1, 2).unflatten(-1, grid), x.mT.unflatten(-1, grid), fine),)
 
     def loss(self, output: Output, target: Tensor, task_loss: TaskLoss) -> Tensor:
         """Cross-entropy; of one class the regime's loss."""
         return cross_entropy(output.masks, target) if self.num_classes > 1 else task_loss(output, target)
+
+
+def _draw(layer: nn.Module) -> None:
+    """As in the release: small weights for what the transformer multiplies by."""
+    if isinstance(layer, nn.Linear):
+        nn.init.trunc_normal_(layer.weight, std=0.02)
+        if layer.bias is not None:
+            nn.init.zeros_(layer.bias)
 
 
 @register("trans2seg")
@@ -151,14 +205,22 @@ class Trans2Seg(CompleteMethod):
     """
 
     title: ClassVar[str] = "Trans2Seg"
-    evidence: ClassVar[str] = "inferred"
+    evidence: ClassVar[str] = "released code"
     paper_trainable_m: ClassVar[float | None] = 56.20
     side: Annotated[int, Field(ge=32, multiple_of=STRIDE)] = 512
 
+    @property
+    def positions(self) -> int:
+        """Number of features that the transformer sees."""
+        return (self.side // STRIDE) ** 2
+
     def added_parameters(self, context: Context) -> int:
-        positions = (self.side // STRIDE) ** 2
-        maps = 2 * RATIO * positions**2 + (RATIO + 3) * positions  # two layers with biases, and the norm
-        return 30_548_601 + WIDTH * (positions + context.num_classes) + DEPTH * maps
+        return 30_125_273 + WIDTH * (self.positions + context.num_classes) + residual_mlp_size(self.positions)
+
+    def idle_parameters(self, context: Context) -> int:
+        """Of three layers the maps' perceptrons, of the last one all but its scores; and the backbone's classifier."""
+        last = 2 * residual_mlp_size(WIDTH) + 2 * WIDTH**2 + WIDTH
+        return (DEPTH - 1) * residual_mlp_size(self.positions) + last + CLASSIFIER
 
     def model(self, context: Context) -> Trans2SegModel:
         return Trans2SegModel(context, side=self.side)

@@ -6,10 +6,9 @@ correct the map of the one before, looking where that saw no object: at its reve
 supervised.
 
 Sources: receptive-field block and partial decoder, Wu et al. 2019 (CPD, arXiv:1904.08739) after Liu et al. 2018 (RFB,
-arXiv:1711.07767); reverse attention, Chen et al. 2018 (arXiv:1807.09940). The texts leave open which convolutions have
-a bias and which end in a ReLU, and CPD's joins the branches by another kernel. Kernels and biases here are those that
-give the counts of the released models; the only ReLU of the two shared parts is the one that a text names. Maps are
-resized bilinearly, corners not aligned.
+arXiv:1711.07767); reverse attention, Chen et al. 2018 (arXiv:1807.09940). What the texts leave open is as in the two
+released networks, written anew: kernels, biases, where a ReLU stands, and that corners are aligned where the decoder
+doubles a level, not where maps are resized.
 """
 
 from __future__ import annotations
@@ -24,17 +23,13 @@ from torch.nn import functional as F
 
 from methods.base import Context, TaskLoss
 from methods.complete import Answers, CompleteModel, supervise, with_imagenet_weights
+from methods.systems.resizing import resize_as
 
 BACKBONE = "res2net50d"
 CHANNELS = (512, 1024, 2048)
 """Of the backbone's levels at strides 8, 16 and 32."""
 WIDTH = 32
 """Channels of a level behind its receptive-field block."""
-
-
-def resize_as(x: Tensor, other: Tensor) -> Tensor:
-    """``x`` at the height and width of ``other``, bilinearly."""
-    return F.interpolate(x, other.shape[-2:], mode="bilinear", align_corners=False)
 
 
 class ConvNorm(nn.Sequential):
@@ -99,7 +94,7 @@ class PartialDecoder(nn.Module):
         fine, middle, coarse = levels
         coarse_up = resize_as(coarse, middle)
         gated = middle * self.coarse_gates_middle(coarse_up)
-        above = gated if self.neighbours else coarse
+        above = gated if self.neighbours else coarse_up
         joined = self.join_middle(torch.cat([gated, self.coarse_beside_middle(coarse_up)], 1))
         gated = fine * self.middle_gates_fine(resize_as(middle, fine)) * self.above_gates_fine(resize_as(above, fine))
         joined = self.join_fine(torch.cat([gated, self.middle_beside_fine(resize_as(joined, fine))], 1))
@@ -141,7 +136,7 @@ class ReverseAttentionModel(CompleteModel):
         maps = [self.decoder(fields)]
         levels = self.refined_on(features, fields)
         for stage, level in zip(reversed(self.stages), reversed(levels), strict=True):
-            before = resize_as(maps[-1], level)
+            before = resize_as(maps[-1], level, align_corners=False)
             maps.append(before + stage(level, 1 - before.sigmoid()))
         return maps[::-1]
 

@@ -1,4 +1,4 @@
-"""The separable convolutions that TransLab and Trans2Seg build their heads of, after DeepLabv3+ (arXiv:1802.02611)."""
+"""What TransLab and Trans2Seg build their heads of: separable convolutions, after DeepLabv3+ (arXiv:1802.02611)."""
 
 from __future__ import annotations
 

@@ -31,7 +31,7 @@ EXACT = {
     "sam_zero_shot": 0,
 }
 OF_PEFT = {name for name in registry.names() if name.startswith("peft:")}  # tests/methods/test_hf_peft.py counts them
-COMPLETE = set(registry.names()) - EXACT.keys() - OF_PEFT  # each has a test of its own, which counts it
+COMPLETE = set(registry.names()) - EXACT.keys() - OF_PEFT
 
 
 def test_what_is_counted_elsewhere_is_a_complete_network() -> None:
@@ -46,11 +46,36 @@ def test_counts_on_vit_h(name: str) -> None:
     assert paper is None or name == "scratch" or f"{row['trainable'] / 1e6:.2f}" == f"{paper:.2f}"
 
 
+# Counted in the released code, but for TransFuse's four patches and LinkNet34MTL's logit of a second class.
+RELEASED = {
+    ("pranet", 1): 32_547_319,
+    ("transfuse", 1): 26_248_725 + 4 * 384,
+    ("sinet_v2", 1): 26_975_642,
+    ("fdrnet", 1): 10_768_970,
+    ("deeplabv3", 1): 41_993_794,
+    ("linknet34mtl", 1): 22_004_903 - 129,
+    ("translab", 3): 42_195_929,
+    ("trans2seg", 12): 58_550_721,
+}
+
+
+@pytest.mark.parametrize(("name", "classes"), RELEASED)
+def test_complete_networks_count_as_released(name: str, classes: int) -> None:
+    row = count(name, "tiny", classes)
+    assert row["trainable"] == row["total"]
+    assert row["trainable"] + row["idle_in_release"] == RELEASED[name, classes]
+
+
+def test_all_complete_networks_are_counted() -> None:
+    assert {name for name, _ in RELEASED} == COMPLETE
+
+
 def test_json(capsys: pytest.CaptureFixture) -> None:
     assert main(["--json", "--backbone", "tiny"]) == 0
     rows = json.loads(capsys.readouterr().out)
     assert [row["name"] for row in rows] == registry.names()
-    keys = {"name", "trainable", "total", "share_percent", "paper_trainable_m", "evidence", "package", "error"}
+    keys = {"name", "trainable", "total", "idle_in_release", "share_percent", "paper_trainable_m", "evidence"}
+    keys |= {"package", "error"}
     assert all(set(row) == keys and row["evidence"] != "not stated" for row in rows)
     assert not any(row["package"] or row["error"] for row in rows)
     assert all(row["share_percent"] == round(100 * row["trainable"] / row["total"], 4) for row in rows)

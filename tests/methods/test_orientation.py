@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from skimage.morphology import skeletonize
 
-from methods.systems.orientation import BACKGROUND, HALF_CHORD, directions, orientation, orientations, paths
+from methods.systems.orientation import BACKGROUND, TOLERANCE, directions, orientation, orientations, paths
 
 Point = tuple[int, int]
 
@@ -52,23 +52,43 @@ def test_paths_cover_every_pixel_between_crossings_once_and_in_order(skeleton: n
     assert sorted(covered) == sorted(between)
 
 
-def bin_of(path: list[Point], index: int) -> int | None:
-    """By hand: the bin of the chord around a point; None where it is a point."""
-    if sum(v * v for v in path[0]) < sum(v * v for v in path[-1]):
-        path, index = path[::-1], len(path) - 1 - index
-    before, after = path[max(index - HALF_CHORD, 0)], path[min(index + HALF_CHORD, len(path) - 1)]
-    if before == after:
-        return None
-    angle = math.degrees(math.atan2(after[0] - before[0], after[1] - before[1]))
-    return math.floor(angle % 360 / 10)
+def distance(point: np.ndarray, start: np.ndarray, end: np.ndarray) -> float:
+    """To the nearest point of the piece from ``start`` to ``end``."""
+    along = end - start
+    share = np.clip((point - start) @ along / (along @ along), 0, 1) if along.any() else 0
+    return float(np.linalg.norm(point - start - share * along))
 
 
-@given(st.lists(st.lists(st.tuples(st.integers(0, 30), st.integers(0, 30)), min_size=3, max_size=40), min_size=1))
-def test_directions_are_those_of_chords_towards_the_first_pixel(found: list[list[Point]]) -> None:
-    (rows, columns), bins = directions([np.array(path) for path in found])
-    got = sorted(zip(rows.tolist(), columns.tolist(), bins.tolist(), strict=True))
-    wanted = [(*path[index], bin_of(path, index)) for path in found for index in range(len(path))]
-    assert got == sorted(point for point in wanted if point[2] is not None)
+def corners(path: np.ndarray, first: int, last: int) -> list[int]:
+    """By recursion: where Ramer, Douglas and Peucker cut the path between two of its points, ``last`` included."""
+    far = [distance(path[index], path[first], path[last]) for index in range(first + 1, last)]
+    if not far or max(far) <= TOLERANCE:
+        return [last]
+    cut = first + 1 + far.index(max(far))
+    return corners(path, first, cut) + corners(path, cut, last)
+
+
+@pytest.mark.parametrize("loop", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_directions_are_those_of_straightened_paths_towards_the_first_pixel(seed: int, loop: bool) -> None:
+    rng = np.random.default_rng(seed)
+    found = [40 + rng.normal(size=(length, 2)).cumsum(0) for length in (3, 20, 200)]
+    if loop:
+        found = [np.concatenate([path, path[:1]]) for path in found]
+    wanted = []
+    for path in found:
+        path = path if np.linalg.norm(path[0]) >= np.linalg.norm(path[-1]) else path[::-1]
+        before = 0
+        for corner in corners(path, 0, len(path) - 1):
+            angle = math.degrees(math.atan2(*(path[corner] - path[before])))
+            points = path[before + (before > 0) : corner + 1]
+            wanted += [
+                (*point, math.floor(angle % 360 / 10)) for point in points if (path[corner] != path[before]).any()
+            ]
+            before = corner
+    (rows, columns), bins = directions(found)
+    assert list(zip(rows, columns, bins.tolist(), strict=True)) == wanted
+    assert len(set(bins.tolist())) > 4
 
 
 @pytest.mark.parametrize("degrees", range(3, 360, 17))

@@ -95,14 +95,14 @@ def test_the_partial_decoder_against_the_formulas(neighbours: bool) -> None:
     generator = torch.Generator().manual_seed(3)
     f3, f4, f5 = (torch.randn(2, 4, side, side, generator=generator) for side in (12, 6, 3))
 
-    def up(x: Tensor, times: int = 2) -> Tensor:
-        return F.interpolate(x, scale_factor=times, mode="bilinear")
+    def up(x: Tensor) -> Tensor:
+        return F.interpolate(x, scale_factor=2, mode="bilinear", align_corners=True)
 
     g4 = f4 * d.coarse_gates_middle(up(f5))
     if neighbours:  # SINet-v2: what reaches the finest level has passed the middle one
         g3 = f3 * d.above_gates_fine(up(g4)) * d.middle_gates_fine(up(f4))
     else:  # CPD: the product over all coarser levels
-        g3 = f3 * d.above_gates_fine(up(f5, 4)) * d.middle_gates_fine(up(f4))
+        g3 = f3 * d.above_gates_fine(up(up(f5))) * d.middle_gates_fine(up(f4))
     j4 = d.join_middle(torch.cat([g4, d.coarse_beside_middle(up(f5))], 1))
     wanted = d.answer(d.join_fine(torch.cat([g3, d.middle_beside_fine(up(j4))], 1)))
     found = d([f3, f4, f5])

@@ -14,7 +14,9 @@ from torch.nn import functional as F
 from bench.losses import structure
 from methods import Context, create
 from methods.base import Output
-from methods.transfuse import AttentionGate, BiFusion, TransFuseModel
+from methods.complete import KeyedDropout
+from methods.randomness import image_keys
+from methods.transfuse import AttentionGate, BiFusion, Bottleneck, TransFuseModel
 
 RELEASED = 26_248_725
 SIDE = 64  # of images and of what the network works on, for speed
@@ -46,7 +48,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 
 
 @torch.no_grad()
-def test_fusion_is_the_residual_of_product_channels_and_places() -> None:
+def test_fusion_is_the_bottleneck_of_places_channels_and_product() -> None:
     fusion = BiFusion(6, 8, 4, reduction=2).eval()
     g, t = noise(2, 6, 5, 5), noise(2, 8, 5, 5, seed=1)
     _, squeeze, _, excite, _ = fusion.channels
@@ -55,7 +57,7 @@ def test_fusion_is_the_residual_of_product_channels_and_places() -> None:
     channel = (inner @ excite.weight[:, :, 0, 0].T + excite.bias).sigmoid()
     places = fusion.places[0](torch.stack([g.max(1).values, g.sum(1) / 6], 1)).sigmoid()
     b = fusion.product(fusion.project_convolved(g) * fusion.project_attended(t))
-    wanted = fusion.join(torch.cat([b, t * channel[:, :, None, None], g * places], 1))
+    wanted = fusion.join(torch.cat([g * places, t * channel[:, :, None, None], b], 1))
     assert wanted.shape == (2, 4, 5, 5)
     torch.testing.assert_close(fusion(g, t), wanted)
 
@@ -85,14 +87,48 @@ def test_the_transformer_is_the_first_eight_blocks_without_class_token(system: T
         torch.testing.assert_close(found[0, :, index // 4, index % 4], wanted[index], rtol=1e-3, atol=1e-4)
 
 
-def test_the_count_is_near_the_released_models() -> None:
+@torch.no_grad()
+def test_a_bottleneck_norms_before_each_convolution() -> None:
+    layer, x = Bottleneck(6, 8).eval(), noise(2, 6, 5, 5)
+    for norm in layer.layers[::3]:
+        norm.running_mean += 0.3
+    y = x
+    for norm, _, conv in zip(layer.layers[::3], layer.layers[1::3], layer.layers[2::3], strict=True):
+        y = ((y - 0.3) / (1 + norm.eps) ** 0.5).clamp(min=0)
+        y = F.conv2d(y, conv.weight, conv.bias, padding=conv.weight.shape[-1] // 2)
+    assert [tuple(conv.weight.shape) for conv in layer.layers[2::3]] == [(4, 6, 1, 1), (4, 4, 3, 3), (8, 4, 1, 1)]
+    torch.testing.assert_close(layer(x), y + F.conv2d(x, layer.shortcut.weight, layer.shortcut.bias))
+
+
+def test_the_count_is_the_released_models() -> None:
     method = create("transfuse")
     with torch.device("meta"):
         model = method.build(Context(checkpoint="none"))
     count = model.count()["trainable"]
     assert count == model.count()["total"] == method.added_parameters(Context())
-    assert count == pytest.approx(RELEASED, rel=0.003)
-    assert count == pytest.approx(1e6 * method.paper_trainable_m, rel=0.003)
+    more_patches = (14 * 14 - 12 * 16) * 384
+    class_token = 384
+    assert count - more_patches + class_token == RELEASED
+    assert method.idle_parameters(Context()) == class_token
+    assert pytest.approx(1e6 * method.paper_trainable_m, rel=0.003) == RELEASED
+
+
+def test_whole_channels_are_dropped_by_the_images_keys(isic: tuple[Tensor, Tensor]) -> None:
+    model = create("transfuse", {"side": SIDE}).build(Context(checkpoint="none", image_size=SIDE))
+    layers = [layer for layer in model.modules() if isinstance(layer, KeyedDropout)]
+    assert sorted(layer.p for layer in layers) == [0.1] * 3 + [0.2] * 6, "behind three fusions and six branches"
+    assert len({layer.salt for layer in layers}) == 9 and all(layer.whole_channels for layer in layers)
+    keys = torch.tensor([5, 6])
+    for layer in layers:
+        layer.keys = keys
+        kept = layer.train()(torch.ones(2, 400, 3, 3))
+        assert torch.equal(kept, kept[..., :1, :1].expand_as(kept)), "a channel is dropped as a whole"
+        share = (kept == 0).float().mean((1, 2, 3))
+        assert (share - layer.p).abs().max() < 0.1 and not torch.equal(kept[0], kept[1])
+        torch.testing.assert_close(kept.max(), torch.tensor(1 / (1 - layer.p)))
+    images, _ = isic
+    first, again = (model.train().encode(images, torch.arange(4)).features for _ in range(2))
+    assert torch.equal(first, again) and not torch.equal(first, model.encode(images, torch.arange(4) + 9).features)
 
 
 @torch.no_grad()
@@ -133,7 +169,7 @@ def test_the_loss_weighs_the_three_answers(system: TransFuseModel, isic: tuple[T
     for share, logits in zip((0.5, 0.3, 0.2), (output.masks, *output.others), strict=True):
         p = logits.sigmoid()
         both, either = (p * target * weight).sum((1, 2, 3)), ((p + target - p * target) * weight).sum((1, 2, 3))
-        bce = -(target * p.log() + (1 - target) * (1 - p).log()).mean((1, 2, 3))
+        bce = -(target * F.logsigmoid(logits) + (1 - target) * F.logsigmoid(-logits)).mean((1, 2, 3))
         wanted += share * (bce + 1 - (both + 1) / (either + 1))
     torch.testing.assert_close(system.loss(output, target, task_loss), wanted, rtol=1e-4, atol=1e-4)
 
@@ -143,9 +179,9 @@ def test_real_lesions_are_learnt_and_every_parameter_takes_part(isic: tuple[Tens
     model = create("transfuse", {"side": SIDE}).build(Context(checkpoint="none", image_size=SIDE)).train()
     optimiser = torch.optim.Adam(model.parameters(), lr=1e-4)
     silent, losses = set(model.trainable()), []
-    for _ in range(6):
+    for step in range(6):
         optimiser.zero_grad()
-        loss = model.loss(model(images), model.targets(masks), task_loss)
+        loss = model.loss(model(images, image_keys(0, step, range(4))), model.targets(masks), task_loss)
         assert loss.shape == (4,)
         loss.mean().backward()
         silent -= {name for name, p in model.named_parameters() if p.grad is not None and p.grad.any()}
