@@ -189,6 +189,10 @@ class CompleteMethod(Method):
 
     starred: ClassVar[bool] = False
 
+    def caveats(self, context: Context) -> tuple[str, ...]:
+        idle = f"{self.idle_parameters(context) / 1e6:.2f}"
+        return () if idle == "0.00" else (f"its released model counts {idle} M more, which no gradient reaches",)
+
     @abc.abstractmethod
     def model(self, context: Context) -> CompleteModel:
         """The network, its ``random_backbone`` set."""

@@ -29,7 +29,8 @@ from methods.base import Context, Embedding, register
 from methods.complete import Answers, CompleteMethod, CompleteModel, with_imagenet_weights
 from methods.randomness import uniform
 
-BACKBONE = "efficientnet_b3"
+BACKBONE = "tf_efficientnet_b3.aa_in1k"
+"""The network and the ImageNet weights that the release starts from, as timm has them: padded as in TensorFlow."""
 LEVELS = (24, 32, 32, 48, 96, 96, 96, 136, 136, 232, 232, 232, 384)
 """Channels of the backbone's blocks 0, 2, ... 24."""
 LEVEL_WIDTH, WIDTH = 16, 32

@@ -1,9 +1,9 @@
 """LinkNet34MTL (Batra et al. 2019, "Improved Road Connectivity by Joint Learning of Orientation and Segmentation").
 
 A ResNet-34 and on it two LinkNet decoders of one kind (Chaurasia and Culurciello 2017): one says where roads are, the
-other in which of 36 directions each runs. What a decoder is made of is forced by the count: with two road classes, as
-published, 21,284,672 + 2 * 357,600 + 129 * (2 + 37) = 22,004,903 parameters. Binary masks need one logit here, which is
-two classes' difference, so there are 129 fewer.
+other in which of 36 directions each runs. The structure is that of the released code (MIT), to the last parameter: with
+two road classes, as published, 21,284,672 + 2 * 357,600 + 129 * (2 + 37) = 22,004,903. Binary masks need one logit
+here, which is two classes' difference, so there are 129 fewer.
 
 The loss is that of their code: soft IoU, the mean of road and background, and the orientation's cross-entropy, which
 weigh alike; the regime's loss takes no part. Answers at several scales belong to their larger, stacked network; they

@@ -50,7 +50,7 @@ def noise(*shape: int, seed: int = 0) -> Tensor:
 @torch.no_grad()
 def test_the_levels_are_every_second_block_of_the_backbone(system: FDRNetModel) -> None:
     torch.manual_seed(0)
-    whole = timm.create_model("efficientnet_b3").eval()
+    whole = timm.create_model("tf_efficientnet_b3").eval()
     x, seen = noise(1, 3, SIDE, SIDE), []
     for index, block in enumerate(block for stage in whole.blocks for block in stage):
         block.register_forward_hook(lambda _, __, out, index=index: seen.append((index, out)))
@@ -78,7 +78,7 @@ def test_both_kinds_of_features_have_unit_length_and_are_mixed_by_the_share(syst
 def test_the_count_is_the_released_models_without_what_takes_no_part() -> None:
     method = create("fdrnet")
     with torch.device("meta"):
-        model, whole = method.build(Context(checkpoint="none")), timm.create_model("efficientnet_b3")
+        model, whole = method.build(Context(checkpoint="none")), timm.create_model("tf_efficientnet_b3")
     idle = (whole.blocks[-1][-1], whole.conv_head, whole.bn2)
     count = model.count()["trainable"]
     assert count + sum(p.numel() for module in idle for p in module.parameters()) == RELEASED

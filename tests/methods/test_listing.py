@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from methods import registry
+from methods import Context, create, registry
 from methods.__main__ import main
 from methods.complete import CompleteMethod
 from methods.listing import count
@@ -64,6 +64,16 @@ def test_complete_networks_count_as_released(name: str, classes: int) -> None:
     row = count(name, "tiny", classes)
     assert row["trainable"] == row["total"]
     assert row["trainable"] + row["idle_in_release"] == RELEASED[name, classes]
+    told = create(name).caveats(Context(num_classes=classes, checkpoint="none"))
+    wanted = f"its released model counts {row['idle_in_release'] / 1e6:.2f} M more, which no gradient reaches"
+    assert told == ((wanted,) if row["idle_in_release"] > 1e4 else ())
+
+
+def test_what_is_idle_is_listed_beside_the_papers_count(capsys: pytest.CaptureFixture) -> None:
+    assert main(["--backbone", "tiny"]) == 0
+    _, idle = capsys.readouterr().out.split("no gradient reaches")
+    assert ["fdrnet", "7,931,114", "2,837,856", "10,768,970", "10.77"] in [line.split() for line in idle.splitlines()]
+    assert "deeplabv3" not in idle
 
 
 def test_all_complete_networks_are_counted() -> None:
