@@ -253,6 +253,7 @@ class Method(BaseModel, abc.ABC):
         no_gradient: patterns of trained parameters' names that need not get a gradient.
         several_classes: it can be built for more than binary masks; see :meth:`refuse_unsupported`.
         starred: "*" in a matrix stands for it too; what is large, or one of many alike, is asked for by name.
+        on_backbone: its model holds parts of the context's backbone that are not saved with it.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
@@ -267,6 +268,7 @@ class Method(BaseModel, abc.ABC):
     no_gradient: ClassVar[tuple[str, ...]] = (r"mask_decoder\..*k_proj\.bias",)
     several_classes: ClassVar[bool] = True
     starred: ClassVar[bool] = True
+    on_backbone: ClassVar[bool] = True
 
     def caveats(self, context: Context) -> tuple[str, ...]:
         """What has to be said wherever its numbers stand, each a clause without a full stop."""

@@ -188,6 +188,7 @@ class CompleteMethod(Method):
     """
 
     starred: ClassVar[bool] = False
+    on_backbone: ClassVar[bool] = False
 
     def caveats(self, context: Context) -> tuple[str, ...]:
         idle = f"{self.idle_parameters(context) / 1e6:.2f}"

@@ -80,8 +80,12 @@ def load(folder: str | Path, *, checkpoint: str | Path | None = None) -> Model:
     folder = Path(folder)
     card = read_card(folder)
     context = context_of(card, checkpoint)
-    check_backbone(folder, card, context)
-    model = create(card["method"]["name"], card["method"]["parameters"]).build(context)
+    method = create(card["method"]["name"], card["method"]["parameters"])
+    if method.on_backbone:
+        check_backbone(folder, card, context)
+    else:
+        context = replace(context, checkpoint="none")  # all there is to load lies in the folder
+    model = method.build(context)
     restore(model, folder)
     model.image_size, model.precision = context.image_size, card.get("precision", model.precision)
     return model.eval()

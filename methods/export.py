@@ -62,8 +62,9 @@ def export(cell: Path, out: Path, *, merged: bool = False, checkpoint: str | Non
     result, spec = _result(cell), json.loads((cell / "cell.json").read_text())["spec"]
     if out.is_dir() and any(out.iterdir()):
         raise CannotExport(f"{out} is not empty; name another folder with --out, or empty it")
-    card = _card(read_card(cell), spec, result)
+    card = read_card(cell)
     method = create(card["method"]["name"], card["method"]["parameters"])
+    card = {**_card(card, spec, result), "on_backbone": method.on_backbone}
     state = _merge(cell, card, checkpoint) if merged else None
     out.mkdir(parents=True, exist_ok=True)
     files = [out / WEIGHTS, out / CARD, out / "README.md"]

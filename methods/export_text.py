@@ -57,17 +57,21 @@ def readme(card: dict[str, Any], merged: str | None) -> str:
 
 
 def _about(card: dict[str, Any]) -> str:
-    context, digest = card["context"], card["backbone_digest"]
-    if digest == "random":
-        backbone = f"{context['backbone']} with RANDOM WEIGHTS, which are drawn when it is loaded"
-    else:
-        backbone = f"{context['backbone']}, `{context['checkpoint']}` (SHA-256 {digest[:12]}...{_licence(context)})"
+    trainable, total = (f"{card['parameters'][kind]:,}" for kind in ("trainable", "total"))
+    rest = f"The rest is the backbone, which is not in here: {_backbone(card)}." if card["on_backbone"] else ""
     caveats = "".join(f"\n* {caveat}" for caveat in card["caveats"])
     return (
-        f"`{WEIGHTS}` holds what the cell `{card['cell']}` has learned: {card['parameters']['trainable']:,} of "
-        f"{card['parameters']['total']:,} parameters. The rest is the backbone, which is not in here: {backbone}. "
+        f"`{WEIGHTS}` holds what the cell `{card['cell']}` has learned: {trainable} of {total} parameters. "
+        f"{rest or 'That is the whole network; it needs no checkpoint.'} "
         f"Written by {card['exported_with']}, which has to be installed to load it.{caveats}"
     )
+
+
+def _backbone(card: dict[str, Any]) -> str:
+    context, digest = card["context"], card["backbone_digest"]
+    if digest == "random":
+        return f"{context['backbone']} with RANDOM WEIGHTS, which are drawn when it is loaded"
+    return f"{context['backbone']}, `{context['checkpoint']}` (SHA-256 {digest[:12]}...{_licence(context)})"
 
 
 def _licence(context: dict[str, Any]) -> str:

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ from methods import Context
 from methods.__main__ import main
 from methods.delta import CARD, WEIGHTS, AdapterError
 from methods.export import CannotExport, export, find
+from methods.export_text import readme
 from methods.lora import LoRA
 from methods.sam.build import random_parts
 from methods.sam.checkpoints import OFFICIAL
@@ -197,6 +198,32 @@ def test_the_readme_has_lines_that_work_scores_and_terms(trained, tmp_path: Path
     assert f"| test (6 images) | literature | {100 * scores['iou']:.2f} | {100 * scores['dice']:.2f} |" in text
     assert "# LoRA on Shapes" in text and "0 background, 1 foreground" in text and "Apache-2.0" in text
     assert "segment_anything" not in text
+
+
+def test_a_complete_network_needs_no_checkpoint(trained, tmp_path: Path, caplog) -> None:
+    context = Context(backbone="vit_h", checkpoint="no_such_sam.pth", image_size=SIDE)
+    model = methods.create("linknet34mtl").build(replace(context, checkpoint="none")).eval()
+    card = {
+        "method": {"name": "linknet34mtl", "parameters": {}},
+        "context": asdict(context),
+        "backbone_digest": "0" * 64,
+    }
+    methods.save(model, tmp_path, card)
+    caplog.clear()
+    loaded = methods.load(tmp_path)
+    assert not caplog.records, "nothing is downloaded or missed"
+    picture = np.random.default_rng(0).integers(0, 255, (40, 50, 3), dtype=np.uint8)
+    model.image_size, model.precision = loaded.image_size, loaded.precision
+    np.testing.assert_array_equal(loaded.predict(picture), model.predict(picture))
+    with pytest.raises(AdapterError, match="no_such_sam.pth"):
+        methods.save(model, tmp_path, {**card, "method": {"name": "lora", "parameters": {}}})
+        methods.load(tmp_path)
+
+    export(trained[0]["lora"], tmp_path / "out")
+    card = json.loads((tmp_path / "out" / CARD).read_text())
+    assert card["on_backbone"] is True and "The rest is the backbone" in readme(card, merged=None)
+    text = readme({**card, "on_backbone": False}, merged=None)
+    assert "That is the whole network; it needs no checkpoint." in text and "The rest" not in text
 
 
 def test_the_command(trained, tmp_path: Path, capsys) -> None:
