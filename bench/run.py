@@ -87,6 +87,7 @@ def fetch_checkpoints(plan: Any, console: Console) -> None:
     wanted = {
         (c.entered.cell.spec["backbone"], c.entered.checkpoint or c.entered.cell.spec["checkpoint"])
         for c in plan.todo()
+        if c.entered.cell.method().on_backbone
     }
     for backbone, name in sorted(wanted):
         checkpoint = resolve(backbone, name)

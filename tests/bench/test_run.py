@@ -97,6 +97,20 @@ def test_a_random_backbone_is_said_loudly(three, capsys):
     assert "RANDOM" not in capsys.readouterr().out
 
 
+def test_a_network_that_is_no_sam_runs_where_sams_checkpoint_cannot_be_had(tmp_path, capsys, monkeypatch):
+    for name in ("http_proxy", "https_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")  # nothing listens there
+    for name in ("BENCH_CACHE", "TORCH_HOME", "HF_HOME"):
+        monkeypatch.setenv(name, str(tmp_path / name))
+    matrix = write_matrix(tmp_path, '["linknet34mtl", "lora"]')
+    vit_b = "--set", "backbone=vit_b", "--set", "checkpoint=auto"
+    assert main(words(matrix, *vit_b, "--only", "method=linknet34mtl")) == 0
+    shown = capsys.readouterr().out
+    assert "1 done" in shown and "sam_vit_b" not in shown
+    assert main(words(matrix, *vit_b, "--only", "method=lora")) != 0
+    assert "cannot download sam_vit_b_01ec64.pth" in "".join(capsys.readouterr())
+
+
 def test_filters_and_settings_reach_the_cells(three, capsys):
     assert main(words(three, "--dry-run", "--only", "method=lora,conv_lora", "--set", "seeds=[0, 1]")) == 0
     assert "4 cells (4 planned)" in capsys.readouterr().out
