@@ -25,7 +25,8 @@ from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from methods.base import Context, Embedding, Method, Model, Output, TaskLoss
-from methods.randomness import uniform
+from methods.dropout import KeyedDropout
+from methods.randomness import hand_out
 
 log = logging.getLogger("methods")
 
@@ -43,29 +44,6 @@ class Answers(Output):
     """
 
     others: tuple[Tensor, ...] = ()
-
-
-class KeyedDropout(nn.Module):
-    """Dropout whose draws are functions of the images' keys, so that a training that goes on repeats them.
-
-    :class:`CompleteMethod` puts it in the place of ``nn.Dropout`` and ``nn.Dropout2d``. Without keys it drops nothing.
-
-    Args:
-        p: how probably a value is dropped.
-        salt: tells apart the layers of a network.
-        whole_channels: of maps (B, C, h, w), whole channels are dropped.
-    """
-
-    def __init__(self, p: float, *, salt: int, whole_channels: bool = False) -> None:
-        super().__init__()
-        self.p, self.salt, self.whole_channels = p, salt, whole_channels
-        self.keys: Tensor | None = None
-
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.keys is None:
-            return x
-        kept = uniform(self.keys, (x.shape[1], 1, 1) if self.whole_channels else x.shape[1:], self.salt) > self.p
-        return x * kept / (1 - self.p)
 
 
 class CompleteModel(Model):
@@ -98,8 +76,7 @@ class CompleteModel(Model):
         for module in self.modules():
             if isinstance(module, _BatchNorm):
                 module.train(self.training and len(images) > 1)
-            elif isinstance(module, KeyedDropout):
-                module.keys = keys
+        hand_out(keys, (layer for layer in self.modules() if isinstance(layer, KeyedDropout)))
         images = (images - self.pixel_mean) / self.pixel_std
         if images.shape[-1] != self.side:
             images = F.interpolate(images, (self.side, self.side), mode="bilinear", antialias=True)

@@ -2,25 +2,28 @@
 
 Each brings what its branch reads, the normalised tokens, to h channels, convolves their map 3x3 and brings it back; s
 times that joins the residual. It is Conv-LoRA's nearest relative, but outside of the projections and without experts:
-y = s up(act(conv(act(down(x))))) with act(x) = x sigmoid(1.702 x). Structure and initial values are those of the
-authors' code (JieShibo/PETL-ViT), whose bypass sees the map of the whole image in models with attention windows too.
-For each dataset they choose s among 0.01, 0.1, 1, 10 and 100, and whether the convolution starts as the identity or at
-random; the defaults here are those of their code, s = 1 and the identity. Their dropout of 0.1 before ``up`` is left
-out, as no other method here has one. Added parameters on vit_h: 32 * 2 * (2 * 1280 h + 9 h^2 + 2 h + 1280).
+y = s up(dropout(act(conv(act(down(x)))))) with act(x) = x sigmoid(1.702 x). Structure and initial values are those of
+the authors' code (JieShibo/PETL-ViT), whose bypass sees the map of the whole image in models with attention windows
+too. For each dataset they choose s among 0.01, 0.1, 1, 10 and 100, and whether the convolution starts as the identity
+or at random; the defaults here are those of their code, s = 1, the identity and a dropout of 0.1. Added parameters on
+vit_h: 32 * 2 * (2 * 1280 h + 9 h^2 + 2 h + 1280).
 """
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
 import torch
-from pydantic import PositiveFloat, PositiveInt
+from pydantic import Field, PositiveFloat, PositiveInt
 from torch import Tensor, nn
 
 from methods.base import Context, register
 from methods.blockwise import BlockwiseMethod
+from methods.dropout import KeyedDropout
 from methods.sam.model import SamSegmenter
 from methods.sam.sizes import size_of
+
+SALT = 0xC0A55
 
 
 class Bypass(nn.Module):
@@ -30,11 +33,12 @@ class Bypass(nn.Module):
         width: channels of the tokens.
         bottleneck: channels h within.
         scale: s.
+        drop: what is left before ``up`` in training.
     """
 
-    def __init__(self, width: int, *, bottleneck: int, scale: float) -> None:
+    def __init__(self, width: int, *, bottleneck: int, scale: float, drop: KeyedDropout) -> None:
         super().__init__()
-        self.scale = scale
+        self.scale, self.drop = scale, drop
         self.down = nn.Linear(width, bottleneck)
         self.conv = nn.Conv2d(bottleneck, bottleneck, kernel_size=3, padding=1)
         self.up = nn.Linear(bottleneck, width)
@@ -46,7 +50,7 @@ class Bypass(nn.Module):
     def forward(self, x: Tensor, tokens: Tensor) -> Tensor:
         """From the normalised tokens (B, H, W, width) alone."""
         maps = quick_gelu(self.down(tokens)).movedim(-1, 1)
-        return self.scale * self.up(quick_gelu(self.conv(maps)).movedim(1, -1))
+        return self.scale * self.up(self.drop(quick_gelu(self.conv(maps)).movedim(1, -1)))
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -63,6 +67,7 @@ class Convpass(BlockwiseMethod):
     starts_as_sam: ClassVar[bool] = True
     bottleneck: PositiveInt = 8
     scale: PositiveFloat = 1.0
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.1
 
     def added_parameters(self, context: Context) -> int:
         width, h = size_of(context.backbone).width, self.bottleneck
@@ -70,6 +75,13 @@ class Convpass(BlockwiseMethod):
 
     def adapt(self, sam: SamSegmenter, context: Context) -> None:
         width = size_of(context.backbone).width
-        for block in self.blocks(sam, context):
-            block.beside_attention = Bypass(width, bottleneck=self.bottleneck, scale=self.scale)
-            block.beside_mlp = Bypass(width, bottleneck=self.bottleneck, scale=self.scale)
+        for index, block in enumerate(self.blocks(sam, context)):
+            block.beside_attention, block.beside_mlp = (
+                Bypass(
+                    width,
+                    bottleneck=self.bottleneck,
+                    scale=self.scale,
+                    drop=KeyedDropout(self.dropout, salt=SALT + 2 * index + branch),
+                )
+                for branch in range(2)
+            )

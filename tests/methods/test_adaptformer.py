@@ -10,6 +10,7 @@ import torch
 
 from methods import Context, Model, create
 from methods.adaptformer import ParallelBottleneck
+from methods.dropout import KeyedDropout
 from methods.sam.sizes import SIZES
 
 DECODER, TOTAL = 3_505_536, 640_670_416
@@ -64,7 +65,7 @@ def test_equals_segment_anything_with_the_formula_hooked_on(
 
 def test_initial_values_add_nothing_at_first() -> None:
     torch.manual_seed(0)
-    layer = ParallelBottleneck(400, bottleneck=50, scale=0.1)
+    layer = ParallelBottleneck(400, bottleneck=50, scale=0.1, drop=KeyedDropout(0.1))
     bound = 1 / math.sqrt(400)
     assert 0.99 * bound < layer.down.weight.abs().max() <= bound
     assert layer.down.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)

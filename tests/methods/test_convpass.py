@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from methods import Context, Model, create
 from methods.compose import SlotTaken
 from methods.convpass import Bypass
+from methods.dropout import KeyedDropout
 from methods.sam.sizes import SIZES
 
 DECODER, TOTAL = 3_505_536, 640_670_416
@@ -90,7 +91,7 @@ def test_equals_segment_anything_with_the_formula(
 
 def test_initial_values_add_nothing_and_let_through_what_is_near() -> None:
     torch.manual_seed(0)
-    layer = Bypass(400, bottleneck=50, scale=1.0)
+    layer = Bypass(400, bottleneck=50, scale=1.0, drop=KeyedDropout(0.1))
     bound = math.sqrt(6 / 450)
     assert 0.99 * bound < layer.down.weight.abs().max() <= bound
     assert layer.down.weight.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.02)

@@ -12,7 +12,7 @@ from torchvision.models.segmentation import deeplabv3_resnet50
 
 from methods import Context, create
 from methods.base import TaskLoss
-from methods.complete import KeyedDropout
+from methods.dropout import KeyedDropout
 from methods.randomness import image_keys
 
 
@@ -83,11 +83,11 @@ def test_what_is_dropped_is_a_function_of_the_images_keys(images: torch.Tensor) 
 
 def test_dropout_keeps_the_mean_and_drops_each_image_alone() -> None:
     layer, x = KeyedDropout(0.3, salt=1).train(), torch.ones(2, 8, 64, 64)
-    layer.keys = image_keys(0, 0, [4, 9])
+    layer.random_keys = image_keys(0, 0, [4, 9])
     both = layer(x)
     assert both.unique().tolist() == pytest.approx([0, 1 / 0.7]) and both.mean().item() == pytest.approx(1, abs=0.01)
     assert not torch.equal(both[0], both[1])
-    layer.keys = image_keys(0, 0, [9])
+    layer.random_keys = image_keys(0, 0, [9])
     assert torch.equal(layer(x[:1])[0], both[1])
     assert torch.equal(layer.eval()(x), x)
 

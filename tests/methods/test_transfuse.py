@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from bench.losses import structure
 from methods import Context, create
 from methods.base import Output
-from methods.complete import KeyedDropout
+from methods.dropout import KeyedDropout
 from methods.randomness import image_keys
 from methods.transfuse import AttentionGate, BiFusion, Bottleneck, TransFuseModel
 
@@ -120,7 +120,7 @@ def test_whole_channels_are_dropped_by_the_images_keys(isic: tuple[Tensor, Tenso
     assert len({layer.salt for layer in layers}) == 9 and all(layer.whole_channels for layer in layers)
     keys = torch.tensor([5, 6])
     for layer in layers:
-        layer.keys = keys
+        layer.random_keys = keys
         kept = layer.train()(torch.ones(2, 400, 3, 3))
         assert torch.equal(kept, kept[..., :1, :1].expand_as(kept)), "a channel is dropped as a whole"
         share = (kept == 0).float().mean((1, 2, 3))
