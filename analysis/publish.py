@@ -20,6 +20,7 @@ from analysis.compare import write as write_comparisons
 from analysis.comparison.comparing import compare
 from analysis.comparison.ranking import rank
 from analysis.figures import write_figures
+from analysis.reporting.provenance import began
 from analysis.results import DONE, NoResults, read_results
 from analysis.tables import FORMATS, make_tables, write_tables
 
@@ -57,7 +58,7 @@ def _facts(folder: Path, command: str, states: Counter[str]) -> str:
     """Where the results come from: only what the files say."""
     made = [_cards(path) for path in sorted((folder / "cells").iterdir())]
     results = [result for result, _ in made]
-    dates = sorted(status["updated"][:10] for _, status in made)
+    dates = sorted((began(result) or status["updated"])[:10] for result, status in made)
     hours = sum(result["training"]["seconds"] + result["evaluation"]["seconds"] for result in results) / 3600
     keys = ("device", "threads", "torch", "python")
     about = {key: _each(result["environment"][key] for result in results) for key in keys}

@@ -229,7 +229,7 @@ def _write_manifest(source: Opened, results: Results) -> None:
 
 
 def _mark_stale(folder: CellFolder, status: dict[str, Any], cell: Planned) -> None:
-    """Write or clear the mark that tables show; the result itself stays."""
+    """Write or clear the mark that tables show; the result itself and its date stay."""
     if status.get("stale", []) != cell.stale:
-        more = {"stale": cell.stale} if cell.stale else {}
-        folder.set_state("done", reason=status["reason"], attempt=status["attempt"], **more)
+        kept = {name: status[name] for name in ("reason", "attempt", "updated")}
+        folder.set_state("done", **kept, **({"stale": cell.stale} if cell.stale else {}))

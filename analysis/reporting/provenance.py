@@ -80,7 +80,7 @@ def _cell(path: Path) -> Made:
         reason=status.get("reason") or "",
         seed=card["spec"].get("seed"),
         attempt=status.get("attempt"),
-        date=_began(result) or _date(result.get("measured") or status.get("updated")),
+        date=began(result) or _date(result.get("measured") or status.get("updated")),
         stale=tuple(status.get("stale") or ()),
         origin=_origin(result.get("environment") or {}, (card.get("evidence") or {}).get("data") or {}),
     )
@@ -105,7 +105,7 @@ def _origin(environment: Mapping[str, Any], data: Mapping[str, str]) -> Origin:
     )
 
 
-def _began(result: Mapping[str, Any]) -> str:
+def began(result: Mapping[str, Any]) -> str:
     """When the first step of a training was made; a mark on a state later is no date of the result."""
     seconds = (result.get("training") or {}).get("first_step_at")
     return _date(datetime.fromtimestamp(seconds, UTC).isoformat()) if seconds else ""

@@ -103,8 +103,10 @@ def test_which_cells_run_again_on_request(results, rerun, monkeypatch):
 def test_changed_evidence_makes_a_result_stale_and_the_mark_comes_and_goes(results, monkeypatch):
     cell = tiny_cell()
     folder = ended(results, cell, "done", reason=None)
+    ended_at = folder.status()["updated"]
     assert make(results, cell).counts() == {"done": 1}
     with monkeypatch.context() as patch:
+        patch.setattr("bench.store.now", lambda: "2031-01-01T00:00:00+00:00")
         patch.setattr(evidence, "_files_digest", lambda patterns: "changed")
         made = make(results, cell)
         assert made.cells[0].state == "stale"
@@ -115,6 +117,7 @@ def test_changed_evidence_makes_a_result_stale_and_the_mark_comes_and_goes(resul
     assert folder.status()["stale"] == ["source.evaluation", "source.training"]
     assert folder.status()["state"] == "done"
     assert folder.status()["attempt"] == 1
+    assert folder.status()["updated"] == ended_at, "the mark is no new result"
     plan.write(make(results, cell), results)
     assert "stale" not in folder.status()
 
