@@ -109,7 +109,7 @@ def _figure(
     )
     draw = partial(
         _draw, rows=(first, second), methods=(methods[first], methods[second]), label=column.label, sign=sign,
-        title=title, below=place.setting,
+        title=title, below=words.below(place),
     )  # fmt: skip
     return Figure(card, defined, draw)
 

@@ -73,7 +73,7 @@ def _figure(place: Place, folder: Path, protocol: str, tell: words.Tell) -> Figu
         cells=words.ids(shown.cells),
         about=words.about(place, metric=metric, test_set="validation"),
     )
-    return Figure(card, data, partial(_draw, label=label, title=title, below=place.setting))
+    return Figure(card, data, partial(_draw, label=label, title=title, below=words.below(place)))
 
 
 def _epochs(folder: Path, cell: Cell) -> tuple[str, list[dict[str, Any]]]:

@@ -89,7 +89,7 @@ def _figure(place: Place, folder: Path, protocol: str, tell: words.Tell) -> Figu
         cells=words.ids(place.cells),
         about=words.about(place, device=machine),
     )
-    below = f"{place.setting}; time and memory: {machine}"
+    below = f"{words.below(place)}; time and memory: {machine}"
     return Figure(card, data, partial(_draw, label=label, title=card.title, below=below))
 
 

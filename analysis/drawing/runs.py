@@ -50,7 +50,7 @@ def _figure(place: Place, folder: Path, protocol: str) -> Figure:
     )
     columns = ["row", "method", "mark", "seed", "value", "standard_error"]
     data = pd.DataFrame(lines, columns=columns).astype({"seed": "Int64", "standard_error": float})
-    return Figure(card, data, partial(_draw, label=label, title=card.title, below=place.setting))
+    return Figure(card, data, partial(_draw, label=label, title=card.title, below=words.below(place)))
 
 
 def _draw(data: pd.DataFrame, *, label: str, title: str, below: str) -> Drawing:

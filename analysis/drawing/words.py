@@ -71,6 +71,14 @@ def kept(place: Place, cells: Container[str]) -> Place:
     return replace(place, runs={row: own for row, own in runs.items() if own})
 
 
+def below(place: Place) -> str:
+    """What stands in the picture under its title: the setting, and what of it is from random weights."""
+    random = dict.fromkeys(cell.row for cell in place.cells if cell.random_backbone)
+    if not random or place.source.setting.is_random:
+        return place.setting
+    return f"{place.setting}; RANDOM BACKBONE: {', '.join(random)}"
+
+
 def caption(places: Iterable[Place], *sentences: str, images: bool = True) -> str:
     """Warnings, the sentences, then setting, runs and test images, then what is stale or not complete.
 

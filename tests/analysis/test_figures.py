@@ -76,6 +76,20 @@ def test_a_dot_for_every_run_and_the_mean_with_its_error(folder, tmp_path) -> No
     assert {"lora", "conv_lora"} <= texts and "lst" not in texts
 
 
+@pytest.mark.parametrize("module", [runs, pareto, differences, learning])
+def test_the_picture_itself_says_which_method_began_at_random_weights(module, folder, tmp_path) -> None:
+    for method in ("lora", "transfuse"):
+        cell = folder.add(method=method, scores={"iou": 0.7}, random_backbone=method == "transfuse")
+        enter(cell, images_per_second=4.0, peak_memory_bytes=2**30, micro_batch=4)
+        tell_images(cell, {"a": 0.6, "b": 0.8} if method == "lora" else {"a": 0.5, "b": 0.9})
+        tell_epochs(cell, [0.5, 0.6])
+    made, told = drawn(module, folder.path)
+    assert made and not told
+    svg = write(made[0], tmp_path)[0]
+    text = " ".join("".join(text.itertext()) for text in ElementTree.parse(svg).getroot().iter(TEXT))
+    assert "RANDOM BACKBONE: transfuse" in text
+
+
 def test_warnings_come_first(folder) -> None:
     for method in ("lora", "conv_lora"):
         folder.add(method=method, checkpoint="none", train_images=10)
