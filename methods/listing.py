@@ -84,7 +84,7 @@ def show(rows: Sequence[dict[str, Any]], backbone: str, classes: int) -> None:
     console = Console(highlight=False, markup=False)  # errors hold brackets of their own
     console.print(table)
     if idle := [row for row in usable if row["idle_in_release"]]:
-        console.print("\nwith what the released model carries and no gradient reaches, which is left out here:")
+        console.print("\nwhat a released model carries beside and no gradient reaches, left out here:")
         console.print(_with_idle(idle))
     if brought := [f"{row['name']} ({row['package']})" for row in usable if row["package"]]:
         console.print(f"of other packages: {', '.join(brought)}", soft_wrap=True)

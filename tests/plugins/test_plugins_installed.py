@@ -82,7 +82,7 @@ def test_methods_are_listed_with_those_of_packages_and_what_is_wrong_with_them(c
     lines = done.stdout.splitlines()
     assert done.returncode == 0
     assert "of other packages: ia3 (sam-peft-bench-example 0.1.0)" in lines
-    assert {"lora", "ia3"} <= {line.split()[0] for line in lines}
+    assert {"lora", "ia3"} <= {line.split()[0] for line in lines if line}
     for name, reason in REASONS.items():
         assert [line for line in lines if line.startswith(f"{name}: the method {name!r} {reason}")]
     assert done.stderr.count("\n") == 1
