@@ -31,7 +31,7 @@ from methods.randomness import hand_out
 log = logging.getLogger("methods")
 
 CLASSIFIER = 2048 * 1000 + 1000
-"""Parameters of a ResNet-50's classifier for ImageNet, which three releases carry along."""
+"""Parameters of a ResNet-50's classifier for ImageNet, which four of the releases carry along."""
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 

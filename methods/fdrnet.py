@@ -30,7 +30,7 @@ from methods.complete import Answers, CompleteMethod, CompleteModel, with_imagen
 from methods.randomness import uniform
 
 BACKBONE = "tf_efficientnet_b3.aa_in1k"
-"""The network and the ImageNet weights that the release starts from, as timm has them: padded as in TensorFlow."""
+"""The release takes weights ported from TensorFlow, padded as there; which of timm's ports they are is inferred."""
 LEVELS = (24, 32, 32, 48, 96, 96, 96, 136, 136, 232, 232, 232, 384)
 """Channels of the backbone's blocks 0, 2, ... 24."""
 LEVEL_WIDTH, WIDTH = 16, 32

@@ -23,6 +23,7 @@ NUMBERS = ("mean", "difference", "95 % interval", "p", "p (Holm)", "effect", "ve
 
 
 def title(comparison: Comparison) -> str:
+    """What is compared, where, and with which row; of pages and terminals."""
     arrow = ARROWS[comparison.direction]
     return f"{comparison.label}{arrow} on {comparison.data}/{comparison.test_set} against {comparison.reference}"
 
@@ -89,10 +90,12 @@ def long_csv(comparison: Comparison) -> str:
 
 
 def ranking_title(ranking: Ranking) -> str:
+    """Of pages and terminals."""
     return f"Average ranks over {len(ranking.places)} test sets"
 
 
 def ranking_facts(ranking: Ranking) -> Iterator[str]:
+    """Setting, and what the tests over all places say; whole sentences."""
     yield f"Backbone {ranking.setting}; protocol {ranking.protocol}; 1 is the best rank."
     if ranking.friedman_p is not None and ranking.critical_difference is not None:
         yield (
@@ -109,6 +112,7 @@ def ranking_rows(ranking: Ranking) -> list[list[str]]:
 
 
 def ranking_markdown(ranking: Ranking) -> str:
+    """A page: warnings first, then the facts, the ranks and the notes."""
     rows = [[escape(text) for text in row] for row in ranking_rows(ranking)]
     return _document(ranking_title(ranking), ranking.warnings, " ".join(ranking_facts(ranking)), rows, ranking.notes)
 

@@ -21,6 +21,7 @@ Read = TypeVar("Read")
 
 
 def folder_of(folder: Path, cell: Cell) -> Path:
+    """Where a cell's files lie in a results folder."""
     return folder / "cells" / cell.id
 
 

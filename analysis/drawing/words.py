@@ -37,6 +37,7 @@ def method_of(place: Place, row: str) -> str:
 
 
 def ids(cells: Iterable[Cell]) -> tuple[str, ...]:
+    """Of the cells behind a figure, each once and in their order."""
     return tuple(dict.fromkeys(cell.id for cell in cells))
 
 
@@ -114,6 +115,7 @@ def command(kind: str, folder: Path, protocol: str, *options: str) -> str:
 
 
 def nothing_to_compare(kind: str, folder: Path) -> str:
+    """The line on a kind of figure that wants two methods, and the command that makes them."""
     return f"{kind}: no two methods below {folder} share a dataset and a setting. {next_command(folder)}"
 
 
